@@ -1,0 +1,82 @@
+# Everything that is done with this repository; `make` alone lists it.
+#
+#   PYTHON=…   the Python that .venv is made with (3.10 or newer; python3 unless told)
+#   ARGS=…     passed on to `make demo`, `make bench` and to pytest by `make test`
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# cmake, ninja and clang-format come from PyPI into the environment.
+TOOLS := PATH="$(BIN):$$PATH"
+
+SIZE ?= small
+TEXT ?=
+ARGS ?=
+
+# What the shared library is made of. Python files are used in place; only a folder that gained or
+# lost one (its own time changes) asks for a new editable install.
+LIBRARY_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include src -type f) \
+  $(shell find python -type d -not -name __pycache__)
+CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp')
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-cpp test-python test-oldest sanitize lint format bench demo wheel clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: $(VENV)/.package build/dev/.tests  ## set everything up: .venv, editable install, C++ tests
+
+$(VENV)/.requirements: pyproject.toml scripts/system_packages.sh scripts/create_venv.sh
+	@PYTHON="$(PYTHON)" scripts/system_packages.sh
+	@PYTHON="$(PYTHON)" scripts/create_venv.sh $(VENV)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.requirements $(LIBRARY_SOURCES)
+	@$(TOOLS) uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Ninja knows best what is out of date, so it is always asked.
+.PHONY: build/dev/.tests
+build/dev/.tests: $(VENV)/.requirements
+	@[ -f build/dev/build.ninja ] || $(TOOLS) cmake --preset dev
+	@$(TOOLS) cmake --build --preset dev
+
+test: test-cpp test-python  ## all tests, C++ and Python
+
+test-cpp: build
+	@$(TOOLS) ctest --preset dev
+
+test-python: build
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-oldest: build  ## the same shared library under the oldest torch supported
+	@tests/oldest.sh
+
+sanitize: $(VENV)/.requirements  ## the C++ tests under AddressSanitizer and UBSan
+	@[ -f build/sanitize/build.ninja ] || $(TOOLS) cmake --preset sanitize
+	@$(TOOLS) cmake --build --preset sanitize
+	@$(TOOLS) ctest --preset sanitize
+
+wheel: $(VENV)/.requirements  ## build and check the wheel that users install
+	@scripts/check_wheel.sh $(VENV)
+
+lint: $(VENV)/.requirements  ## ruff, mypy and clang-format, changing nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.requirements  ## format everything in place
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: build  ## measure every product against nn.Linear, torch BSR and libxsmm
+	@$(BIN)/python -m benchmarks.python $(ARGS)
+
+demo: $(VENV)/.package  ## train a sparse RoBERTa beside its dense twin [SIZE=small|roberta] [TEXT=path]
+	@$(BIN)/python -m examples.demo --size "$(SIZE)" $(if $(TEXT),--text "$(TEXT)") $(ARGS)
+
+clean:  ## remove everything that was built, .venv excepted
+	rm -rf build dist demo-output benchmarks/output

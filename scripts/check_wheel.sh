@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Builds the source archive and from it, in an isolated environment as `pip install .` does, the
+# wheel; checks its tags and what its library links to; installs it elsewhere and multiplies.
+set -euo pipefail
+
+python=$PWD/$1/bin/python
+uv=$PWD/$1/bin/uv
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$uv" build --quiet --python "$python" --out-dir "$work/dist" .
+wheels=("$work"/dist/*.whl)
+name=$(basename "${wheels[0]}")
+if ((${#wheels[@]} != 1)) || [[ $name != pytorch_block_sparse-*-py3-none-linux_x86_64.whl ]]; then
+  echo "Expected one py3-none-linux_x86_64 wheel, got: ${wheels[*]##*/}" >&2
+  exit 1
+fi
+
+"$uv" venv --quiet --python "$python" "$work/venv"
+"$uv" pip install --quiet --python "$work/venv/bin/python" "${wheels[0]}"
+library=$(echo "$work"/venv/lib/python*/site-packages/pytorch_block_sparse/libblock_sparse_torch.so)
+if readelf --dynamic "$library" | grep NEEDED | grep -iE 'cuda|cublas|cudnn|nvrtc|python'; then
+  echo "The library of $name must need neither CUDA nor a certain Python." >&2
+  exit 1
+fi
+
+cd "$work"
+venv/bin/python - <<'PY'
+import torch
+from pytorch_block_sparse import BlockSparseLinear
+
+layer = BlockSparseLinear(64, 96, density=0.5, block_shape=(32, 32))
+x = torch.randn(5, 64)
+expected = torch.nn.functional.linear(x, layer.weight.to_dense(), layer.bias)
+torch.testing.assert_close(layer(x), expected)
+PY
+echo "$name: tags, linkage and use are right"
