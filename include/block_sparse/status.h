@@ -22,6 +22,9 @@ class [[nodiscard]] Status {
   static Status unsupported(std::string message) {
     return {StatusCode::unsupported, std::move(message)};
   }
+  static Status out_of_memory(std::string message) {
+    return {StatusCode::out_of_memory, std::move(message)};
+  }
 
   bool ok() const { return code_ == StatusCode::ok; }
   StatusCode code() const { return code_; }

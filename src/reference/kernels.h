@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+
+/// The inner loops of the reference products, compiled once per instruction
+/// set. A is float or double: 16-bit operands have been widened before.
+namespace block_sparse::reference {
+
+/// One orientation of a pattern and its values: output features are cut into
+/// lines of `line_extent`, each a list of blocks that reduce over
+/// `reduce_extent` features. Forward: lines are block rows; input gradient:
+/// block columns.
+template <class A>
+struct Lines {
+  const std::int32_t* pointers;  // (lines + 1)
+  const std::int32_t* indices;   // which block of reduced features
+  const std::int32_t* ids;       // slot in values
+  const A* values;
+  std::int64_t line_extent;
+  std::int64_t reduce_extent;
+  std::int64_t output_size;     // features; the last line may be shorter
+  std::int64_t reduce_size;     // features; the last block may be narrower
+  std::int64_t block_elements;  // bh * bw
+  std::int64_t output_stride;   // in a block, between output features
+  std::int64_t reduce_stride;   // in a block, between reduced features
+};
+
+/// The largest `tile`: two registers of 64 bytes.
+template <class A>
+constexpr std::int64_t max_tile = 128 / sizeof(A);
+
+template <class A>
+struct Kernels {
+  /// Tokens that one call of `rows` computes.
+  std::int64_t tile;
+  /// out (count, tile) = output features [first, first + count) of all tokens of
+  /// the panel (reduce_size, tile), which is aligned to 64 bytes.
+  void (*rows)(const Lines<A>& lines, const A* panel, std::int64_t first, std::int64_t count,
+               A* out);
+  /// out[i * ldo + j] += sum over t of a[i, t] b[j, t]; a (na, length) and
+  /// b (nb, length), length a multiple of `tile`, aligned to 64 bytes.
+  void (*dots)(const A* a, std::int64_t na, const A* b, std::int64_t nb, std::int64_t length,
+               A* out, std::int64_t ldo);
+};
+
+extern const Kernels<float> baseline_f32;
+extern const Kernels<double> baseline_f64;
+
+/// The widest that this processor has.
+template <class A>
+const Kernels<A>& best_kernels();
+template <>
+const Kernels<float>& best_kernels<float>();
+template <>
+const Kernels<double>& best_kernels<double>();
+
+}  // namespace block_sparse::reference
