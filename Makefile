@@ -17,7 +17,7 @@ ARGS ?=
 # lost one (its own time changes) asks for a new editable install.
 LIBRARY_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include src -type f) \
   $(shell find python -type d -not -name __pycache__)
-CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp')
+CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cc' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help build test test-cpp test-python test-oldest sanitize lint format bench demo wheel clean

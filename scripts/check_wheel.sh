@@ -18,7 +18,7 @@ fi
 
 "$uv" venv --quiet --python "$python" "$work/venv"
 "$uv" pip install --quiet --python "$work/venv/bin/python" "${wheels[0]}"
-library=$(echo "$work"/venv/lib/python*/site-packages/pytorch_block_sparse/libblock_sparse_torch.so)
+library=$(echo "$work"/venv/lib/python*/site-packages/pytorch_block_sparse/lib/libblock_sparse_torch.so)
 if readelf --dynamic "$library" | grep NEEDED | grep -iE 'cuda|cublas|cudnn|nvrtc|python'; then
   echo "The library of $name must need neither CUDA nor a certain Python." >&2
   exit 1
