@@ -14,6 +14,26 @@ constexpr std::array<const char*, n_index_parts> index_names = {
 constexpr std::array activations = {Activation::none, Activation::relu, Activation::gelu,
                                     Activation::gelu_tanh, Activation::silu};
 
+/// As Python spells it, for the dtypes that people pass.
+const char* name_of_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
 std::optional<DataType> data_type_from(ScalarType type) {
   switch (type) {
     case ScalarType::Float:
@@ -71,7 +91,7 @@ Activation activation_from(std::string_view name) {
 DataType data_type_of(const Tensor& tensor, const char* name) {
   const ScalarType type = tensor.scalar_type();
   if (const auto data_type = data_type_from(type)) return *data_type;
-  fail(name, " has dtype ", torch::headeronly::toString(type),
+  fail(name, " has dtype ", name_of_dtype(type),
        "; expected float32, float64, bfloat16 or float16");
 }
 
@@ -93,8 +113,8 @@ void check_same_dtype(const Tensor& tensor, const char* name, DataType type,
   const ScalarType expected = scalar_type_of(type);
   const ScalarType found = tensor.scalar_type();
   if (found != expected) {
-    fail(name, " has dtype ", torch::headeronly::toString(found), ", ", reference, " has ",
-         torch::headeronly::toString(expected), "; expected the same");
+    fail(name, " has dtype ", name_of_dtype(found), ", ", reference, " has ",
+         name_of_dtype(expected), "; expected the same");
   }
 }
 
@@ -116,11 +136,11 @@ Rows::Rows(const Tensor& source, const char* name) : tensor(source) {
 const std::int32_t* index_data(const Tensor& tensor, const char* name, std::int64_t length) {
   const ScalarType type = tensor.scalar_type();
   if (type != ScalarType::Int) {
-    fail(name, " has dtype ", torch::headeronly::toString(type), "; expected int32");
+    fail(name, " has dtype ", name_of_dtype(type), "; expected int32");
   }
-  if (tensor.dim() != 1 || (length >= 0 && tensor.numel() != length)) {
-    fail(name, " has shape ", shape_of(tensor), "; expected ",
-         length >= 0 ? "(" + std::to_string(length) + ",)" : std::string("one dimension"));
+  if (tensor.dim() != 1) fail(name, " has shape ", shape_of(tensor), "; expected one dimension");
+  if (length >= 0 && tensor.numel() != length) {
+    fail(name, " has shape ", shape_of(tensor), "; expected (", length, ",)");
   }
   if (!tensor.is_contiguous()) fail(name, " is not contiguous; call contiguous() on it first");
   return static_cast<const std::int32_t*>(tensor.const_data_ptr());

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The block-sparse counterpart of torch.nn.functional.linear."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ._autograd import BlockSparseLinear, call
+
+_linear = torch.ops.block_sparse.linear.default
+
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+
+
+class BlockSparseWeight(Protocol):
+    """What `linear` reads of a weight; `BlockSparseMatrix` has it.
+
+    `values` is (slots, block_height, block_width); `index` the seven int32 tensors of
+    docs/architecture.md; `shape` is (out_features, in_features).
+    """
+
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def index(self) -> list[Tensor]: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+
+def linear(
+    x: Tensor,
+    weight: BlockSparseWeight,
+    bias: Tensor | None = None,
+    activation: Activation = "none",
+    *,
+    preactivation: Literal["save", "recompute"] = "save",
+) -> Tensor:
+    """activation(x Wᵀ + bias) with W sparse in blocks.
+
+    Args:
+        x: (..., in_features), float32, float64, bfloat16 or float16. Rows may be apart (`h[:, 0]`
+            of a 3-d `h` is read in place); a tensor that no single row stride describes is copied.
+        weight: W, (out_features, in_features), values in the dtype of `x`.
+        bias: (out_features,) in the dtype of `x`, or None.
+        activation: 'none', 'relu', 'gelu' (the exact, erf form), 'gelu_tanh' or 'silu'; applied
+            by the product itself, before its result is rounded to the dtype of `x`.
+        preactivation: what the backward of 'gelu', 'gelu_tanh' and 'silu' takes their derivative
+            at. 'save' keeps x Wᵀ + bias, as many elements as the result; 'recompute' keeps nothing
+            and repeats the product in the backward. The others keep no such state: 'relu' is read
+            off the result.
+
+    Returns:
+        (..., out_features), contiguous, in the dtype of `x`. Under autocast x, values and bias are
+        cast as by nn.Linear, and the gradient of float32 values is accumulated and stored in
+        float32.
+
+    Between forward and backward the kept state is `x`, if the weight needs a gradient, and the one
+    that `preactivation` names. Sums are in float32 for 16-bit dtypes. On CUDA, float32 uses TF32
+    where `torch.backends.cuda.matmul` allows it.
+
+    Raises:
+        ValueError: `x` has another number of features than the weight, or `preactivation` is
+            unknown.
+        RuntimeError: a dtype, a shape or the index does not fit; the sentence says which.
+    """
+    values = weight.values
+    out_features, in_features = weight.shape
+    if x.shape[-1:] != (in_features,):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected (..., {in_features}), the in_features of the "
+            "weight"
+        )
+    if preactivation not in ("save", "recompute"):
+        raise ValueError(f"preactivation is {preactivation!r}; expected 'save' or 'recompute'")
+    # Asked through the new interface: the old one raises once the new one was used to set it.
+    allow_tf32 = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    if torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return BlockSparseLinear.apply(
+            x,
+            values,
+            bias,
+            weight.index,
+            out_features,
+            activation,
+            preactivation == "save",
+            allow_tf32,
+        )
+    return call(_linear, x, values, weight.index, bias, out_features, activation, allow_tf32)
