@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments, shared by the modules: each raises one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def describe(value: object) -> str:
+    """A short name of what came, for a message: the dtype and shape of a tensor, else its repr."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def as_pair(value: object, name: str) -> tuple[int, int]:
+    """Two positive ints from a pair, or from one int for both."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value, value)
+    items: list[Any] = list(value) if isinstance(value, Iterable) else []
+    if len(items) != 2 or not all(_is_int(item) and item >= 1 for item in items):
+        raise ValueError(f"{name} is {describe(value)}, expected two ints of at least 1")
+    return int(items[0]), int(items[1])
+
+
+def as_count(value: object, name: str, limit: int, limit_name: str) -> int:
+    """An int in [1, limit]."""
+    if not _is_int(value) or not 1 <= value <= limit:  # type: ignore[operator]
+        raise ValueError(f"{name} is {describe(value)}, expected 1 to {limit} ({limit_name})")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def check_floating(dtype: torch.dtype, name: str) -> None:
+    """Raises TypeError unless the kernels know `dtype`."""
+    if dtype not in _FLOATING:
+        raise TypeError(
+            f"{name} is {dtype}, expected torch.float32, torch.float64, torch.bfloat16 or "
+            "torch.float16"
+        )
+
+
+def check_shape(tensor: Tensor, shape: Sequence[int], name: str, meaning: str) -> None:
+    """Raises ValueError unless `tensor` has exactly `shape`; `meaning` names its dimensions."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} is {describe(tensor)}, expected the shape {tuple(shape)} {meaning}"
+        )
+
+
+def as_mask(mask: object, shape: tuple[int, int], name: str) -> Tensor:
+    """A boolean mask of blocks as a CPU tensor `shape`, with at least one block in it."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"{name} is {describe(mask)}, expected a torch.bool tensor {shape}")
+    check_shape(mask, shape, name, "(block rows, block columns)")
+    if mask.is_meta:
+        raise ValueError(f"{name} is on the meta device, which holds no data")
+    mask = mask.detach().cpu()
+    if not bool(mask.any()):
+        raise ValueError(f"{name} has no block set, expected at least one")
+    return mask
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
