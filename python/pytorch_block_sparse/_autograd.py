@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The derivative of a block-sparse linear layer as a torch.autograd.Function.
+"""The derivatives of the block-sparse products.
 
-The operators have derivatives of their own (ops.py); this Function costs half their time on the
-host, computes only the gradients asked for, keeps only what they need, and under autocast computes
-the weight gradient straight in the dtype of the weight.
+`BlockSparseLinear` serves the layer (which calls it directly), the operators `linear` and
+`linear_preactivation`, and their autocast. A torch.autograd.Function of our own instead of
+torch.library.register_autograd: that flattens every list of tensors, which makes a call three times
+as long on the host. The gradient operators use register_autograd, since only second derivatives
+come that way.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .ops import ACTIVATION_GRADIENTS, bias_grad, cast_for_autocast
+from . import _library as _library  # the operators must be there first
 
 _ops = torch.ops.block_sparse
 _linear = _ops.linear.default
@@ -21,44 +24,48 @@ _linear_preactivation = _ops.linear_preactivation.default
 _linear_input_grad = _ops.linear_input_grad.default
 _linear_weight_grad = _ops.linear_weight_grad.default
 
+#: Name of the activation -> its derivative: (gradient, x Wᵀ + bias or, for relu, y) -> gradient.
+_ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
+    "gelu": lambda grad, z: torch.ops.aten.gelu_backward(grad, z),
+    "gelu_tanh": lambda grad, z: torch.ops.aten.gelu_backward(grad, z, approximate="tanh"),
+    "silu": lambda grad, z: torch.ops.aten.silu_backward(grad, z),
+}
+#: Those whose derivative is taken at x Wᵀ + bias.
+NEED_PREACTIVATION = frozenset(_ACTIVATION_GRADIENTS) - {"relu"}
 
-def call(op: Any, *args: Any) -> Any:
-    """`op(*args)` without the detour through the autograd kernel when there is nothing to record.
 
-    The derivatives of ops.py are Python, which the dispatcher enters even if no gradient is needed:
-    6 µs a call against the 0.7 µs of this guard.
+def below_autograd(op: Any, *args: Any) -> Any:
+    """`op(*args)`, recording nothing.
+
+    The dispatcher enters the autograd kernel, which is Python, even where no gradient is needed:
+    6 µs a call, against the 0.7 µs of this guard.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
 
-def _differentiable_state(
-    ctx: Any, grad: Tensor, x: Tensor | None, values: Tensor | None, state: Tensor | None
-) -> Tensor | None:
-    """What the derivative of the activation may be taken at when it will be differentiated again.
+def cast_for_autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype` by the rule of nn.Linear: float64 and integers stay as they are."""
+    if tensor.is_floating_point() and tensor.dtype not in (dtype, torch.float64):
+        return tensor.to(dtype)
+    return tensor
 
-    A kept x Wᵀ + bias has no history, so None asks for it to be recomputed from x and W; of relu
-    the result serves, whose second derivative is zero.
-    """
-    if any(dtype not in (grad.dtype, None) for dtype in ctx.dtypes):
-        raise RuntimeError(
-            "block-sparse linear under autocast has no second derivative; call it outside of "
-            "autocast, or without create_graph=True"
-        )
-    if state is None or ctx.activation == "relu":
-        return state
-    if x is None or values is None:
-        raise RuntimeError(
-            "block-sparse linear kept only what the first derivative needs; for the second, call "
-            "it with preactivation='recompute'"
-        )
-    return None
+
+def needs_grad(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
+    )
 
 
 class BlockSparseLinear(torch.autograd.Function):
-    """activation(x Wᵀ + bias); see `functional.linear` for the arguments."""
+    """activation(x Wᵀ + bias).
+
+    `preactivation` is what happens to x Wᵀ + bias where the derivative of the activation needs it:
+    'save' keeps it, 'recompute' computes it again in the backward, 'return' makes it a second
+    result. With a `dtype`, x, values and bias are cast to it first; their gradients come in their
+    own dtypes, that of float32 values without having been rounded to 16 bits.
+    """
 
     @staticmethod
     def forward(
@@ -69,57 +76,73 @@ class BlockSparseLinear(torch.autograd.Function):
         index: list[Tensor],
         out_features: int,
         activation: str,
-        save_preactivation: bool,
         allow_tf32: bool,
-    ) -> Tensor:
+        preactivation: Literal["save", "recompute", "return"],
+        dtype: torch.dtype | None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         needs_x, needs_values = ctx.needs_input_grad[:2]
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
         ctx.sizes = out_features, x.shape[-1], values.shape
         ctx.activation, ctx.allow_tf32 = activation, allow_tf32
-        device_type = x.device.type
-        if torch.is_autocast_enabled(device_type):
-            dtype = torch.get_autocast_dtype(device_type)
+        ctx.set_materialize_grads(False)
+        if dtype is not None:
             x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
-            if bias is not None:
-                bias = cast_for_autocast(bias, dtype)
+            bias = None if bias is None else cast_for_autocast(bias, dtype)
+        at_preactivation = activation in NEED_PREACTIVATION
         state = None
-        needs_preactivation = activation not in ("none", "relu")
-        if needs_preactivation and save_preactivation:
-            y, state = call(
+        if preactivation == "return" or (preactivation == "save" and at_preactivation):
+            y, state = below_autograd(
                 _linear_preactivation, x, values, index, bias, out_features, activation, allow_tf32
             )
         else:
-            y = call(_linear, x, values, index, bias, out_features, activation, allow_tf32)
+            y = below_autograd(
+                _linear, x, values, index, bias, out_features, activation, allow_tf32
+            )
             if activation == "relu":
                 state = y
-        recomputes = needs_preactivation and state is None
+        recomputes = at_preactivation and state is None
         ctx.save_for_backward(
             x if needs_values or recomputes else None,
             values if needs_x or recomputes else None,
-            bias if needs_preactivation else None,
-            state,
+            bias if at_preactivation else None,
+            state if activation != "none" else None,
             *index,
         )
-        return y
+        return (y, state) if preactivation == "return" else y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, preactivation_grad: Tensor | None = None) -> Any:
         x, values, bias, state, *index = ctx.saved_tensors
         out_features, in_features, values_shape = ctx.sizes
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            state = _differentiable_state(ctx, grad, x, values, state)
-        if ctx.activation != "none":
+        call = _recorded if torch.is_grad_enabled() else below_autograd
+        if grad is not None and ctx.activation != "none":
+            if torch.is_grad_enabled() and ctx.activation in NEED_PREACTIVATION:
+                state = None  # what was kept has no history
+                if x is None or values is None:
+                    raise RuntimeError(
+                        "block-sparse linear kept only what the first derivative needs; for the "
+                        "second, call it with preactivation='recompute'"
+                    )
             if state is None:
                 state = call(_linear, x, values, index, bias, out_features, "none", ctx.allow_tf32)
-            grad = ACTIVATION_GRADIENTS[ctx.activation](grad, state)
+            grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, state)
+        if preactivation_grad is not None:
+            grad = preactivation_grad if grad is None else grad + preactivation_grad
+        if grad is None:
+            return (None,) * 9
+        if torch.is_grad_enabled() and any(d not in (grad.dtype, None) for d in ctx.dtypes):
+            raise RuntimeError(
+                "block-sparse linear under autocast has no second derivative; call it outside of "
+                "autocast, or differentiate without create_graph=True"
+            )
         dx = dvalues = dbias = None
         if ctx.needs_input_grad[0]:
             dx = call(_linear_input_grad, grad, values, index, in_features, ctx.allow_tf32)
             if dx.dtype != x_dtype:
                 dx = dx.to(x_dtype)
         if ctx.needs_input_grad[1]:
-            # 16-bit products accumulate in float32, which they can be asked for.
+            # Products of 16-bit numbers are summed in float32, which they can be asked for.
             out_dtype = values_dtype if values_dtype == grad.dtype else torch.float32
             dvalues = call(
                 _linear_weight_grad, grad, x, index, *values_shape, out_dtype, ctx.allow_tf32
@@ -127,5 +150,71 @@ class BlockSparseLinear(torch.autograd.Function):
             if out_dtype != values_dtype:
                 dvalues = dvalues.to(values_dtype)
         if ctx.needs_input_grad[2]:
-            dbias = bias_grad(grad, bias_dtype)
-        return dx, dvalues, dbias, None, None, None, None, None
+            dbias = grad.reshape(-1, out_features).sum(0, dtype=bias_dtype)
+        return dx, dvalues, dbias, None, None, None, None, None, None
+
+
+def _recorded(op: Any, *args: Any) -> Any:
+    return op(*args)
+
+
+# Second derivatives -----------------------------------------------------------------------------
+#
+# The products are bilinear and closed under differentiation: the gradients of one are the others.
+# The dispatcher leaves out trailing arguments that equal their defaults, and wants as many
+# gradients as it passed arguments.
+
+
+def _input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, values, index, _, ctx.allow_tf32 = inputs
+    ctx.save_for_backward(grad, values, *index)
+
+
+def _input_grad_backward(ctx: Any, dx_grad: Tensor) -> Any:
+    grad, values, *index = ctx.saved_tensors
+    dgrad = dvalues = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _linear(dx_grad, values, index, None, grad.shape[-1], "none", ctx.allow_tf32)
+    if ctx.needs_input_grad[1]:
+        dvalues = _linear_weight_grad(grad, dx_grad, index, *values.shape, None, ctx.allow_tf32)
+    return (dgrad, dvalues, [None] * len(index), None, None)[: len(ctx.needs_input_grad)]
+
+
+torch.library.register_autograd(
+    "block_sparse::linear_input_grad", _input_grad_backward, setup_context=_input_grad_setup
+)
+
+
+def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, x, index, _, _, _, _, ctx.allow_tf32 = inputs
+    ctx.save_for_backward(grad, x, *index)
+
+
+def _weight_grad_backward(ctx: Any, dvalues_grad: Tensor) -> Any:
+    grad, x, *index = ctx.saved_tensors
+    values = dvalues_grad.to(grad.dtype).contiguous()
+    dgrad = dx = None
+    if ctx.needs_input_grad[0]:
+        dgrad = _linear(x, values, index, None, grad.shape[-1], "none", ctx.allow_tf32)
+    if ctx.needs_input_grad[1]:
+        dx = _linear_input_grad(grad, values, index, x.shape[-1], ctx.allow_tf32)
+    gradients = dgrad, dx, [None] * len(index), None, None, None, None, None
+    return gradients[: len(ctx.needs_input_grad)]
+
+
+torch.library.register_autograd(
+    "block_sparse::linear_weight_grad", _weight_grad_backward, setup_context=_weight_grad_setup
+)
+
+
+def _block_norms_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.mark_non_differentiable(output)
+
+
+def _block_norms_backward(ctx: Any, grad: Tensor) -> Any:
+    return (None,) * len(ctx.needs_input_grad)
+
+
+torch.library.register_autograd(
+    "block_sparse::block_norms", _block_norms_backward, setup_context=_block_norms_setup
+)

@@ -3,40 +3,41 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ._autograd import BlockSparseLinear, call
+from . import ops as ops  # registers what the operators need
+from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, below_autograd, needs_grad
 
 _linear = torch.ops.block_sparse.linear.default
-
-Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+_linear_preactivation = torch.ops.block_sparse.linear_preactivation.default
 
 
 class BlockSparseWeight(Protocol):
-    """What `linear` reads of a weight; `BlockSparseMatrix` has it.
-
-    `values` is (slots, block_height, block_width); `index` the seven int32 tensors of
-    docs/architecture.md; `shape` is (out_features, in_features).
-    """
+    """What `linear` reads of a weight; `BlockSparseMatrix` has it."""
 
     @property
-    def values(self) -> Tensor: ...
+    def values(self) -> Tensor:
+        """(slots, block_height, block_width)."""
+
     @property
-    def index(self) -> list[Tensor]: ...
+    def index(self) -> list[Tensor]:
+        """The seven int32 tensors of docs/architecture.md."""
+
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, ...]:
+        """(out_features, in_features)."""
 
 
 def linear(
     x: Tensor,
     weight: BlockSparseWeight,
     bias: Tensor | None = None,
-    activation: Activation = "none",
+    activation: str = "none",
     *,
-    preactivation: Literal["save", "recompute"] = "save",
+    preactivation: str = "save",
 ) -> Tensor:
     """activation(x Wᵀ + bias) with W sparse in blocks.
 
@@ -77,17 +78,13 @@ def linear(
         raise ValueError(f"preactivation is {preactivation!r}; expected 'save' or 'recompute'")
     # Asked through the new interface: the old one raises once the new one was used to set it.
     allow_tf32 = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    if torch.is_grad_enabled() and (
-        x.requires_grad or values.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return BlockSparseLinear.apply(
-            x,
-            values,
-            bias,
-            weight.index,
-            out_features,
-            activation,
-            preactivation == "save",
-            allow_tf32,
-        )
-    return call(_linear, x, values, weight.index, bias, out_features, activation, allow_tf32)
+    options = out_features, activation, allow_tf32
+    differentiated = needs_grad(x, values, bias)
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        # The operator stays whole in a traced graph; its own kernels know the rest.
+        if differentiated and preactivation == "save" and activation in NEED_PREACTIVATION:
+            return _linear_preactivation(x, values, weight.index, bias, *options)[0]
+        return _linear(x, values, weight.index, bias, *options)
+    if differentiated:
+        return BlockSparseLinear.apply(x, values, bias, weight.index, *options, preactivation, None)
+    return below_autograd(_linear, x, values, weight.index, bias, *options)

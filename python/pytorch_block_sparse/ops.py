@@ -16,22 +16,12 @@ import torch
 from torch import Tensor
 
 from . import _library
+from ._autograd import BlockSparseLinear, below_autograd, cast_for_autocast, needs_grad
+
+#: What `linear` can apply to its result.
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 _ops = torch.ops.block_sparse
-
-#: Name of the activation -> its derivative: (gradient, x Wᵀ + bias or, for relu, y) -> gradient.
-ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
-    "gelu": lambda grad, z: torch.ops.aten.gelu_backward(grad, z),
-    "gelu_tanh": lambda grad, z: torch.ops.aten.gelu_backward(grad, z, approximate="tanh"),
-    "silu": lambda grad, z: torch.ops.aten.silu_backward(grad, z),
-}
-ACTIVATIONS = ("none", *ACTIVATION_GRADIENTS)
-
-
-def bias_grad(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum of `grad` (..., out) over its tokens: (out,) in `dtype`."""
-    return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=dtype)
 
 
 # Fake kernels -----------------------------------------------------------------------------------
@@ -148,121 +138,60 @@ def _(
     )
 
 
-# Derivatives ------------------------------------------------------------------------------------
-#
-# The three products are bilinear and closed under differentiation, so a formula for each gives
-# derivatives of every order.
-
-
-def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, values, index, bias, out_features, activation, allow_tf32 = inputs
-    ctx.activation, ctx.allow_tf32, ctx.out_features = activation, allow_tf32, out_features
-    # relu is read off its result; the others need x Wᵀ + bias, which `linear` recomputes.
-    if isinstance(output, tuple):
-        state = output[1]
-    else:
-        state = output if activation == "relu" else None
-    ctx.save_for_backward(x, values, bias, state, *index)
-
-
-def _linear_backward(ctx: Any, grad: Tensor, preactivation_grad: Tensor | None = None) -> Any:
-    x, values, bias, state, *index = ctx.saved_tensors
-    if ctx.activation != "none":
-        if state is None:
-            state = _ops.linear(x, values, index, bias, ctx.out_features, "none", ctx.allow_tf32)
-        grad = ACTIVATION_GRADIENTS[ctx.activation](grad, state)
-    if preactivation_grad is not None:
-        grad = grad + preactivation_grad
-    dx = dvalues = dbias = None
-    if ctx.needs_input_grad[0]:
-        dx = _ops.linear_input_grad(grad, values, index, x.shape[-1], ctx.allow_tf32)
-    if ctx.needs_input_grad[1]:
-        dvalues = _ops.linear_weight_grad(grad, x, index, *values.shape, None, ctx.allow_tf32)
-    if bias is not None and ctx.needs_input_grad[3]:
-        dbias = bias_grad(grad, bias.dtype)
-    return dx, dvalues, None, dbias, None, None, None
-
-
-torch.library.register_autograd(
-    "block_sparse::linear", _linear_backward, setup_context=_linear_setup
-)
-torch.library.register_autograd(
-    "block_sparse::linear_preactivation", _linear_backward, setup_context=_linear_setup
-)
-
-
-def _input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, values, index, _, ctx.allow_tf32 = inputs
-    ctx.save_for_backward(grad, values, *index)
-
-
-def _input_grad_backward(ctx: Any, dx_grad: Tensor) -> Any:
-    grad, values, *index = ctx.saved_tensors
-    dgrad = dvalues = None
-    if ctx.needs_input_grad[0]:
-        dgrad = _ops.linear(
-            dx_grad, values, index, None, grad.shape[-1], "none", ctx.allow_tf32
-        )
-    if ctx.needs_input_grad[1]:
-        dvalues = _ops.linear_weight_grad(
-            grad, dx_grad, index, *values.shape, None, ctx.allow_tf32
-        )
-    return dgrad, dvalues, None, None, None
-
-
-torch.library.register_autograd(
-    "block_sparse::linear_input_grad", _input_grad_backward, setup_context=_input_grad_setup
-)
-
-
-def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, x, index, _, _, _, _, ctx.allow_tf32 = inputs
-    ctx.save_for_backward(grad, x, *index)
-
-
-def _weight_grad_backward(ctx: Any, dvalues_grad: Tensor) -> Any:
-    grad, x, *index = ctx.saved_tensors
-    weight = dvalues_grad.to(grad.dtype).contiguous()
-    dgrad = dx = None
-    if ctx.needs_input_grad[0]:
-        dgrad = _ops.linear(x, weight, index, None, grad.shape[-1], "none", ctx.allow_tf32)
-    if ctx.needs_input_grad[1]:
-        dx = _ops.linear_input_grad(grad, weight, index, x.shape[-1], ctx.allow_tf32)
-    return dgrad, dx, None, None, None, None, None, None
-
-
-torch.library.register_autograd(
-    "block_sparse::linear_weight_grad", _weight_grad_backward, setup_context=_weight_grad_setup
-)
-
-
-def _block_norms_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.mark_non_differentiable(output)
-
-
-def _block_norms_backward(ctx: Any, grad: Tensor) -> Any:
-    return None, None, None, None, None
-
-
-torch.library.register_autograd(
-    "block_sparse::block_norms", _block_norms_backward, setup_context=_block_norms_setup
-)
-
-
-# Autocast ---------------------------------------------------------------------------------------
+# Autograd and autocast --------------------------------------------------------------------------
 
 _implementations = torch.library.Library("block_sparse", "IMPL")
 
 
-def cast_for_autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in `dtype` by the rule of nn.Linear: float64 and integers stay as they are."""
-    if tensor.is_floating_point() and tensor.dtype not in (dtype, torch.float64):
-        return tensor.to(dtype)
-    return tensor
+def _autograd_linear(name: str, preactivation: str) -> Callable[..., Any]:
+    op = getattr(_ops, name).default
+
+    def kernel(
+        x: Tensor,
+        values: Tensor,
+        index: list[Tensor],
+        bias: Tensor | None,
+        out_features: int,
+        activation: str = "none",
+        allow_tf32: bool = False,
+    ) -> Any:
+        options = out_features, activation, allow_tf32
+        if needs_grad(x, values, bias):
+            return BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, None)
+        return below_autograd(op, x, values, index, bias, *options)
+
+    return kernel
 
 
-def _autocast(name: str, device_type: str, first: int) -> Callable[..., Any]:
-    """Kernel that casts the arguments from position `first` on, then calls the operator."""
+def _autocast_linear(name: str, preactivation: str, device_type: str) -> Callable[..., Any]:
+    op = getattr(_ops, name).default
+
+    def kernel(
+        x: Tensor,
+        values: Tensor,
+        index: list[Tensor],
+        bias: Tensor | None,
+        out_features: int,
+        activation: str = "none",
+        allow_tf32: bool = False,
+    ) -> Any:
+        options = out_features, activation, allow_tf32
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            if needs_grad(x, values, bias):
+                # Casting inside, so that the gradients are not rounded on their way out.
+                return BlockSparseLinear.apply(
+                    x, values, bias, index, *options, preactivation, dtype
+                )
+            x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
+            bias = None if bias is None else cast_for_autocast(bias, dtype)
+            return op(x, values, index, bias, *options)
+
+    return kernel
+
+
+def _autocast(name: str, device_type: str, first: int = 0) -> Callable[..., Any]:
+    """Casts the tensor arguments from position `first` on, then calls the operator."""
     op = getattr(_ops, name).default
 
     def kernel(*args: Any) -> Any:
@@ -274,18 +203,16 @@ def _autocast(name: str, device_type: str, first: int) -> Callable[..., Any]:
     return kernel
 
 
-for _name, _first in {
-    "linear": 0,
-    "linear_preactivation": 0,
-    "linear_input_grad": 0,
-    "linear_weight_grad": 0,
-    "linear_weight_grad_accumulate_": 1,  # the accumulator keeps its dtype
-    "block_norms": 0,
-}.items():
-    for _device_type in ("cpu", "cuda"):
-        _implementations.impl(
-            _name, _autocast(_name, _device_type, _first), f"Autocast{_device_type.upper()}"
-        )
+for _name, _preactivation in {"linear": "recompute", "linear_preactivation": "return"}.items():
+    _implementations.impl(_name, _autograd_linear(_name, _preactivation), "Autograd")
+for _device_type, _key in {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}.items():
+    for _name, _preactivation in {"linear": "recompute", "linear_preactivation": "return"}.items():
+        _implementations.impl(_name, _autocast_linear(_name, _preactivation, _device_type), _key)
+    for _name in ("linear_input_grad", "linear_weight_grad", "block_norms"):
+        _implementations.impl(_name, _autocast(_name, _device_type), _key)
+    # The accumulator keeps its dtype.
+    _name = "linear_weight_grad_accumulate_"
+    _implementations.impl(_name, _autocast(_name, _device_type, first=1), _key)
 
 
 # Devices without a backend ----------------------------------------------------------------------
@@ -302,7 +229,8 @@ def _without_backend(name: str, reason: str) -> Callable[..., Any]:
 
 
 _missing = {
-    key: f"pytorch_block_sparse has no {key} backend" for key in ("MPS", "XPU", "HPU", "PrivateUse1")
+    key: f"pytorch_block_sparse has no {key} backend"
+    for key in ("MPS", "XPU", "HPU", "PrivateUse1")
 }
 if _library.cuda_missing is not None:
     _missing["CUDA"] = _library.cuda_missing
