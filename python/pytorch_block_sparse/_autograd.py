@@ -79,7 +79,7 @@ class BlockSparseLinear(torch.autograd.Function):
         allow_tf32: bool,
         preactivation: Literal["save", "recompute", "return"],
         dtype: torch.dtype | None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         needs_x, needs_values = ctx.needs_input_grad[:2]
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
         ctx.sizes = out_features, x.shape[-1], values.shape

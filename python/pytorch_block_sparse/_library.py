@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+_load_library: Callable[[str], None] = torch.ops.load_library
 
 OLDEST_TORCH = (2, 11)
 LIBRARY = "libblock_sparse_torch.so"
@@ -58,7 +61,7 @@ def _load_main() -> None:
             "the file in BLOCK_SPARSE_LIBRARY"
         )
     try:
-        torch.ops.load_library(str(path))
+        _load_library(str(path))
     except OSError as error:
         raise ImportError(
             f"{path} cannot be loaded with torch {torch.__version__}: {error}"
@@ -73,7 +76,7 @@ def _load_cuda() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     try:
-        torch.ops.load_library(str(path))
+        _load_library(str(path))
     except OSError as error:
         return f"{path.name} cannot be loaded: {error}"
     return None

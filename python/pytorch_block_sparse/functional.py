@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, below_autograd, ne
 
 _linear = torch.ops.block_sparse.linear.default
 _linear_preactivation = torch.ops.block_sparse.linear_preactivation.default
+
+
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+Preactivation = Literal["save", "recompute"]
 
 
 class BlockSparseWeight(Protocol):
@@ -35,9 +39,9 @@ def linear(
     x: Tensor,
     weight: BlockSparseWeight,
     bias: Tensor | None = None,
-    activation: str = "none",
+    activation: Activation = "none",
     *,
-    preactivation: str = "save",
+    preactivation: Preactivation = "save",
 ) -> Tensor:
     """activation(x Wᵀ + bias) with W sparse in blocks.
 
@@ -80,11 +84,15 @@ def linear(
     allow_tf32 = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
     options = out_features, activation, allow_tf32
     differentiated = needs_grad(x, values, bias)
+    y: Tensor
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         # The operator stays whole in a traced graph; its own kernels know the rest.
         if differentiated and preactivation == "save" and activation in NEED_PREACTIVATION:
-            return _linear_preactivation(x, values, weight.index, bias, *options)[0]
-        return _linear(x, values, weight.index, bias, *options)
-    if differentiated:
-        return BlockSparseLinear.apply(x, values, bias, weight.index, *options, preactivation, None)
-    return below_autograd(_linear, x, values, weight.index, bias, *options)
+            y, _ = _linear_preactivation(x, values, weight.index, bias, *options)
+        else:
+            y = _linear(x, values, weight.index, bias, *options)
+    elif differentiated:
+        y = BlockSparseLinear.apply(x, values, bias, weight.index, *options, preactivation, None)
+    else:
+        y = below_autograd(_linear, x, values, weight.index, bias, *options)
+    return y

@@ -10,7 +10,7 @@ layout of their arguments are documented in docs/architecture.md; layers call th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from ._autograd import BlockSparseLinear, below_autograd, cast_for_autocast, nee
 #: What `linear` can apply to its result.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
+_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
+
 _ops = torch.ops.block_sparse
 
 
@@ -28,6 +30,8 @@ _ops = torch.ops.block_sparse
 #
 # They read no element and compare no length, so that the number of tokens, of slots and of blocks
 # can stay symbolic in a compiled graph.
+
+_register_fake: Callable[[str], Callable[[_Kernel], _Kernel]] = torch.library.register_fake
 
 
 def _check_dtypes(first: Tensor, first_name: str, second: Tensor, second_name: str) -> None:
@@ -38,7 +42,7 @@ def _check_dtypes(first: Tensor, first_name: str, second: Tensor, second_name: s
         )
 
 
-@torch.library.register_fake("block_sparse::linear")
+@_register_fake("block_sparse::linear")
 def _(
     x: Tensor,
     values: Tensor,
@@ -52,7 +56,7 @@ def _(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-@torch.library.register_fake("block_sparse::linear_preactivation")
+@_register_fake("block_sparse::linear_preactivation")
 def _(
     x: Tensor,
     values: Tensor,
@@ -67,7 +71,7 @@ def _(
     return x.new_empty(shape), x.new_empty(shape)
 
 
-@torch.library.register_fake("block_sparse::linear_input_grad")
+@_register_fake("block_sparse::linear_input_grad")
 def _(
     grad: Tensor,
     values: Tensor,
@@ -79,7 +83,7 @@ def _(
     return grad.new_empty((*grad.shape[:-1], in_features))
 
 
-@torch.library.register_fake("block_sparse::linear_weight_grad")
+@_register_fake("block_sparse::linear_weight_grad")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -94,7 +98,7 @@ def _(
     return grad.new_empty((slots, block_height, block_width), dtype=out_dtype)
 
 
-@torch.library.register_fake("block_sparse::linear_weight_grad_accumulate_")
+@_register_fake("block_sparse::linear_weight_grad_accumulate_")
 def _(
     accumulator: Tensor,
     grad: Tensor,
@@ -105,7 +109,7 @@ def _(
     _check_dtypes(grad, "grad", x, "x")
 
 
-@torch.library.register_fake("block_sparse::block_norms")
+@_register_fake("block_sparse::block_norms")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -120,14 +124,14 @@ def _(
     return grad.new_empty((rows, cols), dtype=dtype)
 
 
-@torch.library.register_fake("block_sparse::pattern_check")
+@_register_fake("block_sparse::pattern_check")
 def _(
     crow_indices: Tensor, col_indices: Tensor, block_ids: Tensor, slots: int, block_cols: int
 ) -> None:
     return None
 
 
-@torch.library.register_fake("block_sparse::pattern_transpose")
+@_register_fake("block_sparse::pattern_transpose")
 def _(
     crow_indices: Tensor, col_indices: Tensor, block_ids: Tensor, block_cols: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,7 +144,8 @@ def _(
 
 # Autograd and autocast --------------------------------------------------------------------------
 
-_implementations = torch.library.Library("block_sparse", "IMPL")
+_Library: Any = torch.library.Library
+_implementations = _Library("block_sparse", "IMPL")
 
 
 def _autograd_linear(name: str, preactivation: str) -> Callable[..., Any]:
