@@ -15,7 +15,7 @@ def block_grid(shape: tuple[int, int], block_shape: tuple[int, int]) -> tuple[in
 
 
 def erk_densities(shapes: Sequence[tuple[int, int]], density: float) -> list[float]:
-    """Densities of linear layers by the Erdős–Rényi-Kernel rule.
+    """Densities of linear layers by the Erdős-Rényi-Kernel rule.
 
     Layer l of n_out outputs and n_in inputs gets a density in proportion to
     (n_out + n_in) / (n_out * n_in), so that small layers are kept denser. The factor is such that
@@ -23,7 +23,7 @@ def erk_densities(shapes: Sequence[tuple[int, int]], density: float) -> list[flo
     and the others share what is left.
 
     Source: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse
-    connectivity inspired by network science", 2018 (Erdős–Rényi); Evci et al., "Rigging the
+    connectivity inspired by network science", 2018 (Erdős-Rényi); Evci et al., "Rigging the
     Lottery: Making All Tickets Winners", 2020 (with kernels, and the cap at 1).
 
     Args:
@@ -63,8 +63,8 @@ def erk_block_counts(
 ) -> list[int]:
     """Number of blocks of each layer by the rule of `erk_densities`, in whole blocks.
 
-    The share counts blocks, so that ragged layers add up too. Rounding is by largest remainder: the counts add up to floor(density * all blocks) (or to one
-    block a layer, if that is more) and no layer is left without a block.
+    The share counts blocks, so that ragged layers add up too. Rounding is by largest remainder:
+    the counts add up to floor(density * all blocks), or more if each layer is to have one block.
 
     Args:
         shapes: (out, in) of each layer.

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saving and loading block-sparse models with transformers.
+
+A saved model says in its `config.json`, under `quantization_config`, which layers are block-sparse
+and of what shape. `from_pretrained` asks the quantizer below to put such layers, still without
+memory, into the fresh model before it reads the weights, and to check them afterwards. Nothing is
+quantized; the mechanism is merely the one that transformers offers to replace layers on loading.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..block_sparse_linear import BlockSparseLinear, PseudoBlockSparseLinear
+from ..density import block_grid, density_of
+from ..patching.activations import FusedActivation, activation_name, fusible
+from ..patching.config import ACTIVATIONS
+from ..patching.layers import is_conv1d
+
+if TYPE_CHECKING:  # not at run time: this module may be imported in the midst of transformers
+    from transformers import PreTrainedModel
+
+METHOD = "block_sparse"
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedLayer:
+    """What `config.json` says of one block-sparse layer.
+
+    Attributes:
+        shape: (out_features, in_features).
+        block: (out, in) of a block.
+        slots: blocks that `values` has room for.
+        bias: whether there is a bias.
+        activation: fused into the layer.
+        preactivation: "save" or "recompute": what training keeps of it.
+        fused: whether that activation was taken from the MLP that the layer is in.
+        pseudo: a dense weight with a mask of elements, `PseudoBlockSparseLinear`.
+    """
+
+    shape: tuple[int, int]
+    block: tuple[int, int]
+    slots: int
+    bias: bool
+    activation: str = "none"
+    preactivation: str = "save"
+    fused: bool = False
+    pseudo: bool = False
+
+    @classmethod
+    def of(cls, name: str, entry: object) -> SavedLayer:
+        """Checks the entry of layer `name`, as read from JSON."""
+
+        def expect(ok: bool, what: str, expected: str) -> None:
+            if not ok:
+                got = entry.get(what) if isinstance(entry, Mapping) else entry
+                raise ValueError(
+                    f"quantization_config: {what} of layer {name!r} is {got!r}, expected {expected}"
+                )
+
+        expect(isinstance(entry, Mapping), "the entry", "a JSON object")
+        fields: dict[str, Any] = dict(entry)  # type: ignore[call-overload]
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in fields.keys() - known:
+            expect(False, key, f"no such key in format {FORMAT_VERSION}")
+        for key in ("shape", "block"):
+            sides = fields.get(key)
+            is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
+            expect(is_pair and all(_is_count(side) for side in sides), key, "two positive integers")
+            fields[key] = tuple(sides)
+        expect(_is_count(fields.get("slots")), "slots", "a positive integer")
+        for key in ("bias", "fused", "pseudo"):
+            expect(isinstance(fields.setdefault(key, False), bool), key, "true or false")
+        activation = fields.setdefault("activation", "none")
+        expect(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
+        kept = fields.setdefault("preactivation", "save")
+        expect(kept in ("save", "recompute"), "preactivation", "save or recompute")
+        return cls(**fields)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+class BlockSparseConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """The `quantization_config` of a block-sparse model.
+
+    Made for a model, it describes that model's layers as they are whenever it is asked, so that
+    what is saved is right also after a layer has changed. Read from a file, it describes what the
+    file says. A copy describes the copied model when the two are copied together.
+
+    Args:
+        layers: name of each layer -> what `SavedLayer` holds.
+        format_version: version of this format.
+        quant_method: "block_sparse".
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Any],
+        format_version: int = FORMAT_VERSION,
+        quant_method: str = METHOD,
+        **unknown: Any,
+    ) -> None:
+        if quant_method != METHOD:
+            raise ValueError(f"quant_method is {quant_method!r}, expected {METHOD!r}")
+        if format_version != FORMAT_VERSION:
+            raise ValueError(
+                f"quantization_config: format_version is {format_version!r}, expected "
+                f"{FORMAT_VERSION}: a newer pytorch-block-sparse is needed to load this model"
+            )
+        if unknown:
+            raise ValueError(f"quantization_config: unknown key {next(iter(unknown))!r}")
+        if not isinstance(layers, Mapping):
+            raise ValueError(
+                f"quantization_config: layers is {layers!r}, expected an object of layer names"
+            )
+        self.quant_method = METHOD
+        self._saved = {name: SavedLayer.of(name, entry) for name, entry in layers.items()}
+        self._model: weakref.ref[PreTrainedModel] | None = None
+
+    @classmethod
+    def for_model(cls, model: PreTrainedModel) -> BlockSparseConfig:
+        """A configuration that always describes `model` as it is."""
+        config = cls({})
+        config._model = weakref.ref(model)
+        return config
+
+    @property
+    def layers(self) -> dict[str, SavedLayer]:
+        """Name of each block-sparse layer -> what has to be known to build it."""
+        model = None if self._model is None else self._model()
+        if model is not None:
+            self._saved = saved_layers(model)
+        return self._saved
+
+    def describes(self, model: nn.Module) -> bool:
+        """Whether this configuration was made for `model`."""
+        return self._model is not None and self._model() is model
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Like `dict.get`: transformers asks so, since a configuration from a file is a dict."""
+        return self.to_dict().get(key, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is written to `config.json`."""
+        layers = {name: dataclasses.asdict(layer) for name, layer in self.layers.items()}
+        return {"quant_method": METHOD, "format_version": FORMAT_VERSION, "layers": layers}
+
+    def __iter__(self) -> Any:
+        yield from self.to_dict().items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockSparseConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockSparseConfig:
+        copied = type(self)({})
+        copied._saved = dict(self.layers)
+        model = None if self._model is None else self._model()
+        # deepcopy(model) has put the new, still empty model into memo before it comes here.
+        if model is not None and id(model) in memo:
+            copied._model = weakref.ref(memo[id(model)])
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"quant_method": METHOD, "_saved": self.layers, "_model": None}
+
+
+def saved_layers(model: nn.Module) -> dict[str, SavedLayer]:
+    """What has to be known to build the block-sparse layers of `model` again, by name."""
+    fused = {
+        (parent, child.layer)
+        for parent in model.modules()
+        for child in parent.children()
+        if isinstance(child, FusedActivation)
+    }
+    layers = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, (BlockSparseLinear, PseudoBlockSparseLinear)):
+            continue
+        parent, _, attribute = name.rpartition(".")
+        pseudo = isinstance(module, PseudoBlockSparseLinear)
+        layers[name] = SavedLayer(
+            shape=(module.out_features, module.in_features),
+            block=(1, 1) if pseudo else module.block_shape,
+            slots=1 if pseudo else module.weight.slots,
+            bias=module.bias is not None,
+            activation=module.activation,
+            preactivation="save" if pseudo else module.preactivation,
+            fused=(model.get_submodule(parent), attribute) in fused,
+            pseudo=pseudo,
+        )
+    return layers
+
+
+def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> dict[str, str]:
+    """Puts block-sparse layers without a pattern into `model`, in place of its dense ones.
+
+    Names may lack or have in excess the prefix of the base model, as they do when a headless model
+    is loaded from the file of one with a head. Layers of parts that `model` lacks are left out,
+    unless the file was saved from the very class of `model`.
+
+    Returns:
+        Name in `model` of each layer built -> name in `layers`.
+
+    Raises:
+        ValueError: if `model` has no such layer, or it is not a linear layer of that shape.
+    """
+    modules = dict(model.named_modules())
+    built = {}
+    for saved_name, layer in layers.items():
+        name = _resolve(saved_name, modules, model.base_model_prefix)
+        if name is None:
+            if type(model).__name__ in (model.config.architectures or []):
+                raise ValueError(
+                    f"quantization_config: layer {saved_name!r} is not in {type(model).__name__}"
+                )
+            continue
+        parent_name, _, attribute = name.rpartition(".")
+        setattr(modules[parent_name], attribute, _empty_layer(saved_name, modules[name], layer))
+        if layer.fused:
+            _refuse_unless_fusible(saved_name, modules[parent_name], attribute, layer.activation)
+            stand_in = FusedActivation(layer.activation, attribute)
+            setattr(modules[parent_name], (fusible(modules[parent_name]) or ("", ""))[1], stand_in)
+        built[name] = saved_name
+    return built
+
+
+def _resolve(name: str, modules: Mapping[str, nn.Module], prefix: str) -> str | None:
+    for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+        if candidate and candidate in modules:
+            return candidate
+    return None
+
+
+def _empty_layer(name: str, dense: nn.Module, layer: SavedLayer) -> nn.Module:
+    weight = getattr(dense, "weight", None)
+    if isinstance(dense, nn.Linear):
+        shape = (dense.out_features, dense.in_features)
+    elif is_conv1d(dense) and weight is not None:
+        shape = (weight.shape[1], weight.shape[0])
+    else:
+        raise ValueError(f"quantization_config: layer {name!r} is not a Linear layer: {dense}")
+    if shape != layer.shape or weight is None:
+        raise ValueError(
+            f"quantization_config: shape of layer {name!r} is {layer.shape}, expected {shape} "
+            "as in the model"
+        )
+    blocks = math.prod(block_grid(layer.shape, layer.block))
+    sparse = BlockSparseLinear(
+        layer.shape[1],
+        layer.shape[0],
+        layer.bias,
+        density_of(layer.slots, blocks),
+        block_shape=layer.block,
+        activation=layer.activation,
+        preactivation=layer.preactivation,
+        slots=layer.slots,
+        device="meta",
+        dtype=weight.dtype,
+    )
+    return PseudoBlockSparseLinear(sparse) if layer.pseudo else sparse
+
+
+def _refuse_unless_fusible(name: str, parent: nn.Module, attribute: str, activation: str) -> None:
+    found = fusible(parent)
+    if found is None or found[0] != attribute:
+        raise ValueError(
+            f"quantization_config: layer {name!r} says fused, but the activation after it in "
+            f"{type(parent).__name__} is not known"
+        )
+    own = activation_name(getattr(parent, found[1]))
+    if own != activation:
+        raise ValueError(
+            f"quantization_config: activation of layer {name!r} is {activation!r}, expected "
+            f"{own!r} as in the model"
+        )
+
+
+class BlockSparseQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Builds the block-sparse layers of a model that `from_pretrained` loads, and checks them."""
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: BlockSparseConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._built: dict[str, str] = {}
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses to make a dense model sparse while it is loaded."""
+        if not self.pre_quantized:
+            raise ValueError(
+                "quantization_config is a BlockSparseConfig, but the saved model is dense: load it "
+                "without quantization_config, then use BlockSparseModelPatcher"
+            )
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        self._built = build_layers(model, self.quantization_config.layers)
+        _refuse_mixed_dtypes(model, dtype, list(self._built))
+        return model
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
+        for name in self._built:
+            _finish_loading(name, model.get_submodule(name))
+        # An ordinary model from here on: nothing in it is quantized, so nothing that transformers
+        # refuses to quantized models (`half()`, training, a compiled Trainer) need be refused.
+        del model.hf_quantizer, model.quantization_method
+        model.is_quantized = False
+        for module in model.modules():
+            if hasattr(getattr(module, "config", None), "_is_quantized"):
+                del module.config._is_quantized
+        model.config.quantization_config = BlockSparseConfig.for_model(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Whether `save_pretrained` may be called."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether the model may be trained."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether all of its weights may be trained."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `torch.compile` may be used."""
+        return True
+
+
+def _refuse_mixed_dtypes(
+    model: PreTrainedModel, dtype: torch.dtype | None, names: list[str]
+) -> None:
+    """T5 keeps `wo` in float32 when all else is float16, and casts x only for a dense weight."""
+    kept = [] if dtype is None else list(model._get_dtype_plan(dtype))
+    for name in names:
+        part = next((part for part in kept if part in name.split(".")), None)
+        if part is not None:
+            raise ValueError(
+                f"dtype is {dtype}, in which {type(model).__name__} keeps {part} in float32, but "
+                f"{name} is block-sparse and needs one dtype: load in float32 or bfloat16"
+            )
+
+
+def _finish_loading(name: str, layer: nn.Module) -> None:
+    """Checks that everything of a layer was read, and that its pattern is valid."""
+    for key, tensor in layer.state_dict(keep_vars=True, prefix=f"{name}.").items():
+        if not getattr(tensor, "_is_hf_initialized", False):
+            raise ValueError(
+                f"the saved weights lack {key}, or have it in another shape than {name} of "
+                "quantization_config"
+            )
+    if isinstance(layer, BlockSparseLinear):
+        try:
+            layer.weight.refresh()
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"the saved pattern of {name} is not valid: {error}") from error
+
+
+def describe(model: PreTrainedModel) -> None:
+    """Makes `model.config.quantization_config` describe the block-sparse layers of `model`.
+
+    The configuration is copied first: a dense twin may have been made from the same object.
+    """
+    own = getattr(model.config, "quantization_config", None)
+    if isinstance(own, BlockSparseConfig) and own.describes(model):
+        return
+    copies: dict[int, Any] = {}  # old configuration, by id, -> new one, nested ones too
+    config = copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        new = copies.get(id(module.__dict__.get("config")))
+        if new is not None:
+            module.config = new
+    config.quantization_config = BlockSparseConfig.for_model(model)
+
+
+def foreign_method(model: PreTrainedModel) -> str | None:
+    """The quantization method of `model`, if it is another one than ours."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None or isinstance(config, BlockSparseConfig):
+        return None
+    method = config.get("quant_method") if isinstance(config, Mapping) else config.quant_method
+    return None if method == METHOD else str(getattr(method, "value", method))
+
+
+def register_quantizer() -> None:
+    """Adds the quantizer and its configuration to the tables of transformers."""
+    AUTO_QUANTIZER_MAPPING[METHOD] = BlockSparseQuantizer
+    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BlockSparseConfig
