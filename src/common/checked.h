@@ -7,7 +7,8 @@
 
 namespace block_sparse {
 
-/// The product of non-negative factors, or nothing if int64 cannot hold it.
+/// The product of non-negative factors, taken from the left, or nothing if int64
+/// cannot hold it.
 static inline std::optional<std::int64_t> checked_product(
     std::initializer_list<std::int64_t> factors) {
   std::int64_t product = 1;

@@ -71,9 +71,8 @@ Status out_of_range(const char* name, const std::int32_t* values, std::int64_t n
 
 Status check_lines(const Lines& lines, std::int64_t slots) {
   if (lines.pointers == nullptr) {
-    return Status::invalid_argument(std::string(lines.pointers_name) +
-                                    " is null, expected the pointers of " +
-                                    std::to_string(lines.n_lines) + " lines");
+    return Status::invalid_argument(std::string(lines.pointers_name) + " is null, expected " +
+                                    std::to_string(lines.n_lines + 1) + " pointers");
   }
   if (lines.pointers[0] != 0) {
     return expected(at(lines.pointers_name, 0), lines.pointers[0], "0");

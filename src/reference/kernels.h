@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "block_sparse/cpu_features.h"
+
 /// The inner loops of the reference products, compiled once per instruction
 /// set. A is float or double: 16-bit operands have been widened before.
 namespace block_sparse::reference {
@@ -46,13 +48,19 @@ struct Kernels {
 
 extern const Kernels<float> baseline_f32;
 extern const Kernels<double> baseline_f64;
+#if defined(__x86_64__)
+extern const Kernels<float> avx2_f32;
+extern const Kernels<double> avx2_f64;
+extern const Kernels<float> avx512_f32;
+extern const Kernels<double> avx512_f64;
+#endif
 
-/// The widest that this processor has.
+/// The widest that a processor with `features` runs.
 template <class A>
-const Kernels<A>& best_kernels();
+const Kernels<A>& choose_kernels(cpu::Features features);
 template <>
-const Kernels<float>& best_kernels<float>();
+const Kernels<float>& choose_kernels<float>(cpu::Features features);
 template <>
-const Kernels<double>& best_kernels<double>();
+const Kernels<double>& choose_kernels<double>(cpu::Features features);
 
 }  // namespace block_sparse::reference

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "reference/kernels.h"
@@ -10,6 +9,9 @@
 /// registers in BLOCK_SPARSE_VECTOR_BYTES. Internal linkage throughout.
 namespace block_sparse::reference {
 namespace {
+
+// std::min has external linkage.
+inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 template <class A>
 struct VectorOf {
@@ -44,7 +46,7 @@ void row_group(const Lines<A>& lines, const A* panel, std::int64_t line, std::in
   Vector<A> sum[G][2] = {};
   for (std::int32_t b = lines.pointers[line]; b < lines.pointers[line + 1]; ++b) {
     const std::int64_t first = lines.indices[b] * lines.reduce_extent;
-    const std::int64_t count = std::min(lines.reduce_extent, lines.reduce_size - first);
+    const std::int64_t count = smaller(lines.reduce_extent, lines.reduce_size - first);
     const A* x = panel + first * tile<A>;
     const A* w = lines.values + lines.ids[b] * lines.block_elements + offset * lines.output_stride;
     for (std::int64_t k = 0; k < count; ++k) {
@@ -69,7 +71,7 @@ void rows(const Lines<A>& lines, const A* panel, std::int64_t first, std::int64_
   std::int64_t line = first / lines.line_extent;
   std::int64_t offset = first % lines.line_extent;
   while (count > 0) {
-    const std::int64_t step = std::min({std::int64_t{group}, lines.line_extent - offset, count});
+    const std::int64_t step = smaller(group, smaller(lines.line_extent - offset, count));
     switch (step) {
       case 4:
         row_group<A, 4>(lines, panel, line, offset, out);

@@ -75,7 +75,7 @@ Status weight_gradient_of(const WeightGradientArgs& args, const Executor& execut
     }
   };
 
-  const Kernels<A>& kernels = best_kernels<A>();
+  const Kernels<A>& kernels = choose_kernels<A>(cpu::detected_features());
   const Panel<T> panel(p.rows, p.cols, args.tokens, kernels.tile);
   if (!panel) return no_scratch();
   const T* dy = static_cast<const T*>(args.dy);
@@ -168,7 +168,7 @@ class SquaredGradient {
 
  private:
   const BlockNormsArgs& args_;
-  const Kernels<A>& kernels_ = best_kernels<A>();
+  const Kernels<A>& kernels_ = choose_kernels<A>(cpu::detected_features());
   Panel<T> panel_;
   Scratch<A> dense_;
 };

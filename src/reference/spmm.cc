@@ -28,6 +28,11 @@ Status no_scratch() {
   return Status::out_of_memory("not enough memory for the scratch of a block-sparse product");
 }
 
+template <class A>
+std::int64_t n_lines(const Lines<A>& lines) {
+  return (lines.output_size + lines.line_extent - 1) / lines.line_extent;
+}
+
 /// What happens to a finished sum: bias, pre-activation, activation, rounding.
 template <class T>
 struct Epilogue {
@@ -57,29 +62,27 @@ struct Epilogue {
 /// stored blocks in their slots.
 template <class T>
 class WidenedValues {
+  using A = Accumulator<T>;
+
  public:
-  WidenedValues(const PatternView& pattern, const void* values, const Executor& executor)
-      : values_(static_cast<const T*>(values)) {
-    if constexpr (!std::is_same_v<T, Accumulator<T>>) {
-      const std::int64_t elements = pattern.block_height * pattern.block_width;
-      copy_ = Scratch<float>(pattern.slots * elements);
+  /// `lines` are those of the product, without values.
+  WidenedValues(const Lines<A>& lines, std::int64_t slots, const T* values,
+                const Executor& executor)
+      : values_(values) {
+    if constexpr (!std::is_same_v<T, A>) {
+      copy_ = Scratch<A>(slots * lines.block_elements);
       if (!copy_) return;
-      executor.parallel_for(pattern.n_blocks(), [&](std::int64_t begin, std::int64_t end) {
-        for_each_block(pattern, begin, end, [&](std::int64_t i, std::int64_t row) {
-          const Extent extent = extent_of(pattern, row, pattern.col_indices[i]);
-          for (std::int64_t h = 0; h < extent.height; ++h) {
-            const std::int64_t at = pattern.block_ids[i] * elements + h * pattern.block_width;
-            for (std::int64_t e = at; e < at + extent.width; ++e)
-              copy_.get()[e] = widen(values_[e]);
-          }
-        });
+      executor.parallel_for(n_lines(lines), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t line = begin; line < end; ++line) widen_line(lines, line);
       });
     }
   }
 
-  /// Null if there was no memory.
-  const Accumulator<T>* get() const {
-    if constexpr (std::is_same_v<T, Accumulator<T>>) {
+  /// Whether there was memory for the copy.
+  bool ok() const { return std::is_same_v<T, A> || copy_; }
+
+  const A* get() const {
+    if constexpr (std::is_same_v<T, A>) {
       return values_;
     } else {
       return copy_.get();
@@ -87,38 +90,57 @@ class WidenedValues {
   }
 
  private:
+  void widen_line(const Lines<A>& lines, std::int64_t line) const {
+    const std::int64_t outputs =
+        std::min(lines.line_extent, lines.output_size - line * lines.line_extent);
+    for (std::int32_t b = lines.pointers[line]; b < lines.pointers[line + 1]; ++b) {
+      const std::int64_t reduced =
+          std::min(lines.reduce_extent, lines.reduce_size - lines.indices[b] * lines.reduce_extent);
+      const bool by_rows = lines.reduce_stride == 1;
+      const std::int64_t height = by_rows ? outputs : reduced;
+      const std::int64_t width = by_rows ? reduced : outputs;
+      const std::int64_t row_stride = by_rows ? lines.output_stride : lines.reduce_stride;
+      const std::int64_t slot = lines.ids[b] * lines.block_elements;
+      for (std::int64_t h = 0; h < height; ++h) {
+        const T* from = values_ + slot + h * row_stride;
+        A* to = copy_.get() + slot + h * row_stride;
+        for (std::int64_t w = 0; w < width; ++w) to[w] = widen(from[w]);
+      }
+    }
+  }
+
   const T* values_;
-  Scratch<float> copy_;
+  Scratch<A> copy_;
 };
 
 /// Sums over the blocks of every line for every token; `lines` lacks only the
 /// values.
 template <class T>
-Status multiply(Lines<Accumulator<T>> lines, const PatternView& pattern, const void* values,
+Status multiply(Lines<Accumulator<T>> lines, std::int64_t slots, const T* values,
                 std::int64_t tokens, const T* x, std::int64_t ldx, const Epilogue<T>& epilogue,
                 const Executor& executor) {
   using A = Accumulator<T>;
   if (tokens == 0 || lines.output_size == 0) return {};
-  const Kernels<A>& kernels = best_kernels<A>();
+  const Kernels<A>& kernels = choose_kernels<A>(cpu::detected_features());
   const std::int64_t tile = kernels.tile;
 
-  const WidenedValues<T> widened(pattern, values, executor);
+  const WidenedValues<T> widened(lines, slots, values, executor);
   lines.values = widened.get();
   const auto token_bytes =
       static_cast<std::int64_t>(sizeof(A)) * std::max<std::int64_t>(lines.reduce_size, 1);
   const std::int64_t panel_tiles =
       std::clamp<std::int64_t>(panel_bytes / (token_bytes * tile), 1, (tokens + tile - 1) / tile);
   const Scratch<A> panel(panel_tiles * tile * lines.reduce_size);
-  if (lines.values == nullptr || !panel) return no_scratch();
+  if (!widened.ok() || !panel) return no_scratch();
 
-  const std::int64_t n_lines = (lines.output_size + lines.line_extent - 1) / lines.line_extent;
   // Few tokens: the lines are divided too. Four tasks a thread, as executors
   // hand out ranges of them.
   const std::int64_t wanted =
       executor.concurrency() == 1 ? 1 : std::int64_t{4} * executor.concurrency();
   const auto parts = static_cast<int>(
-      std::clamp<std::int64_t>((wanted + panel_tiles - 1) / panel_tiles, 1, n_lines));
-  const std::vector<std::int64_t> bounds = partition_by_blocks(lines.pointers, n_lines, parts);
+      std::clamp<std::int64_t>((wanted + panel_tiles - 1) / panel_tiles, 1, n_lines(lines)));
+  const std::vector<std::int64_t> bounds =
+      partition_by_blocks(lines.pointers, n_lines(lines), parts);
 
   for (std::int64_t start = 0; start < tokens; start += panel_tiles * tile) {
     const std::int64_t tiles = std::min(panel_tiles, (tokens - start + tile - 1) / tile);
@@ -168,8 +190,8 @@ Status forward_of(const ForwardArgs& args, const Executor& executor) {
                              .preactivation = static_cast<T*>(args.preactivation),
                              .y = static_cast<T*>(args.y),
                              .ldy = args.ldy};
-  return multiply<T>(lines, p, args.values, args.tokens, static_cast<const T*>(args.x), args.ldx,
-                     epilogue, executor);
+  return multiply<T>(lines, p.slots, static_cast<const T*>(args.values), args.tokens,
+                     static_cast<const T*>(args.x), args.ldx, epilogue, executor);
 }
 
 template <class T>
@@ -191,8 +213,8 @@ Status input_gradient_of(const InputGradientArgs& args, const Executor& executor
                              .preactivation = nullptr,
                              .y = static_cast<T*>(args.dx),
                              .ldy = args.lddx};
-  return multiply<T>(lines, p, args.values, args.tokens, static_cast<const T*>(args.dy), args.lddy,
-                     epilogue, executor);
+  return multiply<T>(lines, p.slots, static_cast<const T*>(args.values), args.tokens,
+                     static_cast<const T*>(args.dy), args.lddy, epilogue, executor);
 }
 
 }  // namespace
