@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ._validation import as_count, as_pair, check_floating, describe
+from ._validation import as_count, as_pair, check_floating, check_shape, describe
 from .density import block_grid
-from .pattern import draw_pattern, index_of
+from .pattern import check_positions, draw_pattern
 
 Self = TypeVar("Self", bound="BlockMatrix")
 
@@ -42,6 +42,23 @@ class BlockMatrix(nn.Module):
     @property
     def _grid(self) -> tuple[int, int]:
         return block_grid((self.shape[0], self.shape[1]), self.block_shape)
+
+    # What code that peeks at `linear.weight` asks for.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the values."""
+        return self.get_differentiable_data().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the values."""
+        return self.get_differentiable_data().device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the values are trained."""
+        return self.get_differentiable_data().requires_grad
 
     # What a subclass defines.
 
@@ -121,7 +138,8 @@ class BlockMatrix(nn.Module):
             mask = draw_pattern("random", grid, n_blocks, generator)
         else:
             mask = torch.ones(grid, dtype=torch.bool, device="cpu")
-        return cls(shape, mask, None, block_shape, device=device, dtype=dtype)  # type: ignore[call-arg]
+        make: Callable[..., Self] = cls
+        return make(shape, mask, None, block_shape, device=device, dtype=dtype)
 
     @classmethod
     def ones(
@@ -204,7 +222,8 @@ class BlockMatrix(nn.Module):
             else:
                 grid = block_grid((dense.shape[0], dense.shape[1]), block_shape)
                 mask = torch.ones(grid, dtype=torch.bool, device="cpu")
-            out = cls(dense.shape, mask, None, block_shape, device=dense.device, dtype=dense.dtype)  # type: ignore[call-arg]
+            make: Callable[..., Self] = cls
+            out = make(dense.shape, mask, None, block_shape, device=dense.device, dtype=dense.dtype)
         elif dense.shape != out.shape:
             raise ValueError(
                 f"dense is {describe(dense)}, expected the shape of out, {tuple(out.shape)}"
@@ -221,11 +240,24 @@ class BlockMatrix(nn.Module):
 
     def check_with_dense(self, dense: Tensor) -> None:
         """Raises ValueError "non matching data" unless the stored blocks equal those of `dense`."""
-        expected = type(self).from_dense(dense, self.block_shape)
+        check_shape(dense, self.shape, "dense", "(X, Y)")
         rows, cols = self.build_coo_block_index().long()
-        blocks = split_into_blocks(dense.detach(), self.block_shape)[rows, cols]
-        if expected.shape != self.shape or not torch.equal(blocks, self._stored_blocks().detach()):
+        blocks = split_into_blocks(dense, self.block_shape)[rows, cols]
+        if not torch.equal(blocks, self._stored_blocks()):
             raise ValueError("non matching data")
+
+    def to_sparse(self, data_replace: Tensor | None = None) -> Tensor:
+        """A coalesced sparse COO tensor (R, C, h, w) of the stored blocks; differentiable.
+
+        Args:
+            data_replace: taken instead of the values; same layout.
+        """
+        return torch.sparse_coo_tensor(
+            self.build_coo_block_index().long(),
+            self._stored_blocks(data_replace),
+            (*self._grid, *self.block_shape),
+            is_coalesced=True,
+        )
 
     def block_mask_build(self, block_positions: Tensor | None = None) -> Tensor:
         """(R, C) bool: True at the stored blocks, or at `block_positions`, (2, k) ints."""
@@ -238,7 +270,8 @@ class BlockMatrix(nn.Module):
 
     def block_norm(self, p: float = 2) -> Tensor:
         """(n,): the p-norm of the elements of each stored block, in stored order."""
-        return torch.linalg.vector_norm(self._stored_blocks(), ord=p, dim=(1, 2))
+        norms: Tensor = torch.linalg.vector_norm(self._stored_blocks(), ord=p, dim=(1, 2))
+        return norms
 
     def block_replace(self, block_replacements: Tensor) -> None:
         """Moves stored blocks to other places; their values go with them.
@@ -265,9 +298,10 @@ class BlockMatrix(nn.Module):
         if which.numel() and (int(which.min()) < 0 or int(which.max()) >= n):
             bad = int(which[(which < 0) | (which >= n)][0])
             raise ValueError(f"block_replacements moves block {bad}, expected 0 to {n - 1}")
-        if which.unique().numel() != which.numel():
+        if len(set(which.tolist())) != which.numel():
             raise ValueError("block_replacements moves a block twice, expected each at most once")
         rows[which], cols[which] = moves[:, 0], moves[:, 1]
+        check_positions(rows, cols, self._grid)
         self._move_blocks(rows, cols)
 
     @torch.no_grad()
@@ -284,6 +318,12 @@ def split_into_blocks(dense: Tensor, block_shape: tuple[int, int]) -> Tensor:
     return padded.view(rows, h, cols, w).transpose(1, 2)
 
 
+def join_blocks(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    """(R, C, h, w) -> (X, Y), without what sticks out: the inverse of `split_into_blocks`."""
+    rows, cols, h, w = blocks.shape
+    return blocks.transpose(1, 2).reshape(rows * h, cols * w)[: shape[0], : shape[1]]
+
+
 def largest_blocks(dense: Tensor, block_shape: tuple[int, int], block_count: int) -> Tensor:
     """Mask (R, C), on the CPU, of the `block_count` blocks of a dense matrix with the largest L2
     norm; of equal norms the one that comes first by rows."""
@@ -298,19 +338,11 @@ def largest_blocks(dense: Tensor, block_shape: tuple[int, int], block_count: int
 
 def _mask_of(blocks: Iterable[Sequence[int]], grid: tuple[int, int]) -> Tensor:
     """The mask (R, C) of a list of (row, column)."""
-    positions = [as_position(block) for block in blocks]
-    if not positions:
-        raise ValueError("blocks is empty, expected at least one (row, column)")
+    positions = [tuple(int(item) for item in block) for block in blocks]
+    if not positions or any(len(position) != 2 for position in positions):
+        raise ValueError(f"blocks is {positions}, expected at least one, (row, column) each")
     rows, cols = torch.tensor(positions, dtype=torch.long, device="cpu").T
-    index_of(rows, cols, torch.arange(len(positions), device="cpu"), len(positions), grid)
+    check_positions(rows, cols, grid)
     mask = torch.zeros(grid, dtype=torch.bool, device="cpu")
     mask[rows, cols] = True
     return mask
-
-
-def as_position(block: Sequence[int]) -> tuple[int, int]:
-    """(row, column) of one entry of a list of blocks."""
-    items = [int(item) for item in block]
-    if len(items) != 2:
-        raise ValueError(f"blocks has the entry {block!r}, expected (row, column)")
-    return items[0], items[1]

@@ -9,21 +9,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, functional
-from ._matrix_api import BlockMatrix
-from ._validation import as_mask, check_floating, check_shape
-from .pattern import check_index, draw_pattern, index_of
+from . import functional
+from ._matrix_api import join_blocks
+from ._slots import SlotStorage
+from ._validation import as_mask, check_floating, check_shape, describe
+from .emulator import BlockSparseMatrixEmulator
 
-__all__ = ["BlockSparseMatrix", "stored_parameters"]
+__all__ = ["BlockSparseMatrix", "BlockSparseMatrixEmulator", "stored_parameters"]
 
 Self = TypeVar("Self", bound="BlockSparseMatrix")
 
-SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
-DERIVED_INDEX = ("ccol_indices", "row_indices", "t_block_ids", "plan")
-_INDEX = (*SAVED_INDEX, *DERIVED_INDEX)
+_NAMES_OF_0_1 = frozenset(
+    ("data", "cols_a", "row_start_ends_a", "rows_b", "col_start_ends_b", "blocks")
+)
 
 
-class BlockSparseMatrix(BlockMatrix):
+class BlockSparseMatrix(SlotStorage):
     """A matrix (X, Y) that stores n of its R x C blocks (h, w).
 
     - `values`, a parameter (slots, h, w): block i of the stored order lives in slot
@@ -53,15 +54,6 @@ class BlockSparseMatrix(BlockMatrix):
     Raises:
         ValueError, TypeError: in one sentence, for arguments that do not fit together.
     """
-
-    values: nn.Parameter
-    crow_indices: Tensor
-    col_indices: Tensor
-    block_ids: Tensor
-    ccol_indices: Tensor
-    row_indices: Tensor
-    t_block_ids: Tensor
-    plan: Tensor
 
     def __init__(
         self,
@@ -106,143 +98,6 @@ class BlockSparseMatrix(BlockMatrix):
             if data is not None:
                 self._set_stored_blocks(data)
 
-    def _register(self, values: Tensor, crow: Tensor, col: Tensor, ids: Tensor) -> None:
-        """Takes tensors as they are, without a copy, as parameter and buffers."""
-        self.values = nn.Parameter(values)
-        for name, tensor in zip(SAVED_INDEX, (crow, col, ids), strict=True):
-            self.register_buffer(name, tensor)
-        for name in DERIVED_INDEX:
-            self.register_buffer(name, crow.new_zeros(self._derived_size(name)), persistent=False)
-
-    def _derived_size(self, name: str) -> int:
-        sizes = {"ccol_indices": self._grid[1] + 1, "plan": 0}
-        return sizes.get(name, self.slots)
-
-    # What code that peeks at `linear.weight` asks for.
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the values."""
-        return self.values.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the values."""
-        return self.values.device
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether the values are trained."""
-        return self.values.requires_grad
-
-    @property
-    def slots(self) -> int:
-        """Room for blocks, `values.shape[0]`."""
-        return self.values.shape[0]
-
-    @property
-    def n_blocks(self) -> int:
-        """How many blocks are stored, or will be drawn if there is no pattern yet."""
-        return self._n_blocks
-
-    @property
-    def density(self) -> float:
-        """Stored blocks over all blocks."""
-        return self._n_blocks / (self._grid[0] * self._grid[1])
-
-    @property
-    def has_pattern(self) -> bool:
-        """Whether the pattern is set, so that products can run."""
-        return self._ready
-
-    @property
-    def index(self) -> list[Tensor]:
-        """The seven index tensors, in the order that the operators take them.
-
-        Raises:
-            RuntimeError: if no pattern is set.
-        """
-        buffers = self._buffers
-        if not self._ready and not buffers["crow_indices"].is_meta:  # type: ignore[union-attr]
-            self._require_pattern()
-        return [buffers[name] for name in _INDEX]  # type: ignore[misc]
-
-    def _require_pattern(self) -> None:
-        if not self._ready:
-            raise RuntimeError(
-                f"this BlockSparseMatrix of shape {tuple(self.shape)} has no pattern yet: call "
-                "reset_parameters() to draw one, load a state dict, or call refresh() after its "
-                "buffers were assigned"
-            )
-
-    # Pattern.
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Validates the saved index tensors and rebuilds the derived ones from them.
-
-        Needed only after buffers were assigned from outside; every method here calls it. Tensors
-        are rewritten in place where their shapes allow.
-
-        Raises:
-            ValueError: in one sentence, if they are no valid pattern; then products refuse.
-        """
-        if self.crow_indices.is_meta:
-            self._ready = False
-            return
-        self._ready = False
-        device = self.crow_indices.device
-        check_index(self.crow_indices, self.col_indices, self.block_ids, self.slots, self._grid)
-        saved = [self._buffers[name].cpu() for name in SAVED_INDEX]  # type: ignore[union-attr]
-        derived = torch.ops.block_sparse.pattern_transpose(*saved, self._grid[1])
-        for name, tensor in zip(DERIVED_INDEX, derived, strict=False):
-            self._buffers[name] = _written(self._buffers[name], tensor, device)
-        if self.plan.device != device:
-            self._buffers["plan"] = self.plan.to(device)
-        self._n_blocks = int(saved[0][-1])
-        self._ready = True
-
-    def set_pattern_(self, mask: Tensor) -> None:
-        """Stores exactly the blocks of a boolean mask (R, C), which must fit into the slots.
-
-        Blocks that were stored before are forgotten: all values become zero.
-        """
-        rows, cols = as_mask(mask, self._grid, "mask").nonzero().T
-        if rows.numel() > self.slots:
-            raise ValueError(f"mask has {rows.numel()} blocks, expected at most {self.slots} slots")
-        self._write_index(rows, cols, torch.arange(rows.numel(), device="cpu"))
-        with torch.no_grad():
-            self.values.zero_()
-
-    def draw_pattern_(self, generator: torch.Generator | None = None) -> None:
-        """Draws the pattern that the matrix was made for; values become zero."""
-        self.set_pattern_(draw_pattern(self._pattern, self._grid, self._n_blocks, generator))
-
-    def _write_index(self, rows: Tensor, cols: Tensor, slots_of_blocks: Tensor) -> None:
-        """Blocks at (rows, cols) in the given slots, CPU tensors (n,) in any order."""
-        new = index_of(rows, cols, slots_of_blocks, self.slots, self._grid)
-        with torch.no_grad():
-            for name, tensor in zip(SAVED_INDEX, new, strict=True):
-                old = self._buffers[name]
-                assert old is not None
-                self._buffers[name] = _written(old, tensor, old.device)
-        self.refresh()
-
-    def _move_blocks(self, rows: Tensor, cols: Tensor) -> None:
-        self._require_pattern()
-        self._write_index(rows, cols, self._slots_of_blocks().cpu())
-
-    def _slots_of_blocks(self) -> Tensor:
-        """(n,) int32: the slot of each block, in stored order."""
-        return self.block_ids[: self._n_blocks]
-
-    def build_coo_block_index(self) -> Tensor:
-        """(2, n) int32: block row and block column of the stored blocks, in stored order."""
-        self._require_pattern()
-        counts = self.crow_indices.diff()
-        rows = torch.arange(self._grid[0], dtype=torch.int32, device=counts.device)
-        return torch.stack([rows.repeat_interleave(counts), self.col_indices[: self._n_blocks]])
-
     # Values.
 
     @torch.no_grad()
@@ -268,7 +123,8 @@ class BlockSparseMatrix(BlockMatrix):
         rows, cols = self.build_coo_block_index().long()
         width = self.block_shape[1]
         widths = (self.shape[1] - cols * width).clamp(max=width).float()
-        return widths.new_zeros(self._grid[0]).index_add(0, rows, widths)
+        fan_in: Tensor = widths.new_zeros(self._grid[0]).index_add(0, rows, widths)
+        return fan_in
 
     def stored_weights(self) -> int:
         """How many elements of the matrix are stored: without padding and spare slots."""
@@ -280,9 +136,10 @@ class BlockSparseMatrix(BlockMatrix):
         )
         return int((heights * widths).sum())
 
-    def get_differentiable_data(self) -> nn.Parameter:
-        """`values`."""
-        return self.values
+    def stored_elements(self) -> Tensor:
+        """(stored_weights(),): the stored elements, without padding and spare slots."""
+        blocks = self._stored_blocks()
+        return blocks.flatten() if self._padding is None else blocks[~self._padding]
 
     def _stored_blocks(self, data: Tensor | None = None) -> Tensor:
         self._require_pattern()
@@ -292,11 +149,15 @@ class BlockSparseMatrix(BlockMatrix):
         return blocks if self._padding is None else blocks.masked_fill(self._padding, 0)
 
     @property
+    def _is_ragged(self) -> bool:
+        return any(size % block for size, block in zip(self.shape, self.block_shape, strict=True))
+
+    @property
     def _padding(self) -> Tensor | None:
         """(n, h, w) bool, True where a stored block sticks out; None if none can."""
-        overhang = [-size % block for size, block in zip(self.shape, self.block_shape, strict=True)]
-        if overhang == [0, 0]:
+        if not self._is_ragged:
             return None
+        overhang = [-size % block for size, block in zip(self.shape, self.block_shape, strict=True)]
         rows, cols = self.build_coo_block_index()
         h, w = self.block_shape
         device = rows.device
@@ -304,7 +165,8 @@ class BlockSparseMatrix(BlockMatrix):
         right = torch.arange(w, device=device) >= w - overhang[1]
         last_row = (rows == self._grid[0] - 1)[:, None, None]
         last_col = (cols == self._grid[1] - 1)[:, None, None]
-        return (last_row & below[:, None]) | (last_col & right)
+        padding: Tensor = (last_row & below[:, None]) | (last_col & right)
+        return padding
 
     @torch.no_grad()
     def _set_stored_blocks(self, blocks: Tensor) -> None:
@@ -317,6 +179,8 @@ class BlockSparseMatrix(BlockMatrix):
         whole[self._slots_of_blocks().long()] = blocks
         copy_into(self.values, whole)
 
+    # As other tensors.
+
     def to_dense(self, data_replace: Tensor | None = None) -> Tensor:
         """The dense matrix (X, Y): zero where no block is stored; differentiable.
 
@@ -326,9 +190,68 @@ class BlockSparseMatrix(BlockMatrix):
         """
         blocks = self._stored_blocks(data_replace)
         rows, cols = self.build_coo_block_index().long()
+        grid = blocks.new_zeros((*self._grid, *self.block_shape)).index_put((rows, cols), blocks)
+        return join_blocks(grid, self.shape)
+
+    def to_sparse_bsr(self) -> Tensor:
+        """The stored blocks as a torch.sparse_bsr tensor, without gradient.
+
+        It shares the memory of the values and the index where it can: when the blocks are in
+        stored order (a new matrix, or after `canonicalize_`) and none sticks out. It is then good
+        until the pattern changes. Its shape is that of the whole blocks, (R·h, C·w).
+        """
+        self._require_pattern()
+        n = self._n_blocks
+        in_order = torch.equal(
+            self._slots_of_blocks(),
+            torch.arange(n, dtype=torch.int32, device=self.crow_indices.device),
+        )
+        shared = in_order and not self._is_ragged
+        values = self.values[:n] if shared else self._stored_blocks()
         (r, c), (h, w) = self._grid, self.block_shape
-        grid = blocks.new_zeros((r, c, h, w)).index_put((rows, cols), blocks)
-        return grid.transpose(1, 2).reshape(r * h, c * w)[: self.shape[0], : self.shape[1]]
+        return torch.sparse_bsr_tensor(
+            self.crow_indices, self.col_indices[:n], values.detach(), (r * h, c * w)
+        )
+
+    @classmethod
+    def from_sparse_bsr(cls: type[Self], bsr: Tensor, shape: Sequence[int] | None = None) -> Self:
+        """A matrix on the memory of a torch.sparse_bsr tensor.
+
+        Nothing is copied, but for values that are not contiguous and an index that is not int32.
+
+        Args:
+            bsr: (X, Y), two-dimensional, with at least one block.
+            shape: (X, Y) where the last blocks of `bsr` stick out of the matrix; `bsr.shape` if
+                None.
+
+        Raises:
+            ValueError: in one sentence, for any other tensor.
+        """
+        if not isinstance(bsr, Tensor) or bsr.layout != torch.sparse_bsr or bsr.ndim != 2:
+            raise ValueError(f"bsr is {describe(bsr)}, expected a torch.sparse_bsr tensor (X, Y)")
+        values = bsr.values().detach().contiguous()
+        n, *block_shape = values.shape
+        if n == 0:
+            raise ValueError("bsr has no block, expected at least one")
+        check_floating(bsr.dtype, "the dtype of bsr")
+        matrix = cls(
+            bsr.shape if shape is None else shape,
+            block_shape=block_shape,
+            n_blocks=n,
+            device="meta",
+            dtype=bsr.dtype,
+        )
+        (r, c), (h, w) = matrix._grid, matrix.block_shape
+        if bsr.shape != (r * h, c * w):
+            raise ValueError(
+                f"shape is {tuple(matrix.shape)}, which is {r} x {c} blocks ({h}, {w}), expected "
+                f"as many as bsr of shape {tuple(bsr.shape)} has"
+            )
+        crow, col = (index.to(torch.int32) for index in (bsr.crow_indices(), bsr.col_indices()))
+        ids = torch.arange(n, dtype=torch.int32, device=crow.device)
+        matrix._register(values, crow, col, ids)
+        matrix.refresh()
+        return matrix
 
     # Products.
 
@@ -337,9 +260,10 @@ class BlockSparseMatrix(BlockMatrix):
         (…, X) -> (…, Y); differentiable."""
         if transpose:
             return functional.linear(dense_a, self)
-        return torch.ops.block_sparse.linear_input_grad(  # type: ignore[no-any-return]
+        result: Tensor = torch.ops.block_sparse.linear_input_grad(
             dense_a, self.values, self.index, self.shape[1], _allows_tf32(dense_a)
         )
+        return result
 
     def matmul_with_output_sparse_support(
         self, dense_a: Tensor, dense_b: Tensor, overwrite_data: bool = False
@@ -362,154 +286,36 @@ class BlockSparseMatrix(BlockMatrix):
                 self.values.copy_(result)
         return result
 
-    # Changing which blocks are stored.
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What torch's functions do when they are given `layer.weight` for a tensor.
 
-    def drop_and_grow_(
-        self, drop: Tensor, rows: Tensor, cols: Tensor, values: Tensor | None = None
-    ) -> Tensor:
-        """Drops some blocks and stores others, within the slots.
-
-        Blocks that are kept stay in their slots, bit for bit. The slots that hold the new blocks
-        held something else before: clear their rows in every optimizer state.
-
-        Args:
-            drop: (k,) ints, which blocks to drop, in stored order.
-            rows, cols: (g,) ints, where the new blocks are.
-            values: (g, h, w), zeros if None.
-
-        Returns:
-            (g,) int64 on the CPU: the slots of the new blocks.
-
-        Raises:
-            ValueError: in one sentence, for a place that is outside or taken, a block that does
-                not exist, or more blocks than slots. The matrix is then as it was.
+        `torch.nn.functional.linear` works; the others refuse. That torch finds this method at all
+        also keeps it off its fused paths for nn.TransformerEncoderLayer, which look at weights.
         """
-        self._require_pattern()
-        n, g = self._n_blocks, rows.numel()
-        drop = drop.cpu().long()
-        if drop.numel() and (int(drop.min()) < 0 or int(drop.max()) >= n):
-            raise ValueError(f"drop is {drop.tolist()}, expected stored indices of 0 to {n - 1}")
-        if values is not None:
-            check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
-        keep = torch.ones(n, dtype=torch.bool, device="cpu")
-        keep[drop] = False
-        kept_slots = self._slots_of_blocks().cpu().long()[keep]
-        free = torch.ones(self.slots, dtype=torch.bool, device="cpu")
-        free[kept_slots] = False
-        grown_slots = free.nonzero().flatten()[:g]
-        if grown_slots.numel() < g:
-            raise ValueError(
-                f"rows and cols name {g} new blocks, expected at most {grown_slots.numel()}, the "
-                f"free ones of {self.slots} slots"
+        arguments = dict(zip(("x", "weight", "bias"), args, strict=False))
+        arguments |= {"x" if k == "input" else k: v for k, v in (kwargs or {}).items()}
+        if func is nn.functional.linear and isinstance(arguments["weight"], cls):
+            return functional.linear(**arguments)
+        raise TypeError(
+            f"{torch.overrides.resolve_name(func)} was given a BlockSparseMatrix as a tensor, "
+            "expected a dense weight: call the BlockSparseLinear instead, or pass to_dense(); "
+            "torch.nn.MultiheadAttention cannot have a block-sparse out_proj"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _NAMES_OF_0_1:
+            raise AttributeError(
+                f"BlockSparseMatrix has no {name!r} any more, that was the layout of 0.1: expected "
+                "`values` (slots, h, w), `crow_indices`, `col_indices` or `block_ids`"
             )
-        old_rows, old_cols = self.build_coo_block_index().cpu().long()[:, keep]
-        self._write_index(
-            torch.cat([old_rows, rows.cpu().long()]),
-            torch.cat([old_cols, cols.cpu().long()]),
-            torch.cat([kept_slots, grown_slots]),
-        )
-        with torch.no_grad():
-            device = self.values.device
-            self.values[free.nonzero().flatten().to(device)] = 0
-            if values is not None:
-                self.values[grown_slots.to(device)] = values.to(self.values)
-        return grown_slots
-
-    @torch.no_grad()
-    def canonicalize_(self) -> Tensor:
-        """Puts the blocks into stored order, so that `block_ids` is the identity.
-
-        Values and their gradient are reordered in place.
-
-        Returns:
-            (slots,) int64: what was in slot p[i] is now in slot i. Optimizer state is not known
-            here: apply `state[p]` to what there is.
-        """
-        self._require_pattern()
-        permutation = self.block_ids.long()
-        for tensor in (self.values, self.values.grad):
-            if tensor is not None:
-                tensor.copy_(tensor[permutation])
-        rows, cols = self.build_coo_block_index().cpu()
-        self._write_index(rows, cols, torch.arange(self._n_blocks, device="cpu"))
-        return permutation
-
-    # Moving, copying and loading.
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves the index like any buffer, but never takes its contents from `fn`.
-
-        `to_empty` hands out uninitialised memory, and `Module.type` would turn it into floats.
-        """
-        before = {name: self._buffers[name] for name in _INDEX}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, old in before.items():
-            new = self._buffers[name]
-            assert old is not None
-            assert new is not None
-            if new is old or new.is_meta:
-                continue
-            if old.is_meta:
-                self._buffers[name] = torch.zeros_like(new, dtype=torch.int32)
-            elif new.dtype != torch.int32:
-                self._buffers[name] = old.to(new.device)
-            else:
-                with torch.no_grad():
-                    new.copy_(old)
-        if self.crow_indices.is_meta:
-            self._ready = False
-        return self
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _INDEX and "_ready" in self.__dict__:
-            self.__dict__["_ready"] = False
-        super().__setattr__(name, value)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Loads all or nothing: what comes is validated first, also when it was saved by 0.1.
-
-        Another number of blocks or slots than here is fine: the parameter is then resized in
-        place, its gradient dropped.
-        """
-        assign = bool(local_metadata.get("assign_to_params_buffers", False))
-        try:
-            incoming = checkpoint.entries_of_matrix(state_dict, prefix, self, assign)
-        except ValueError as error:
-            error_msgs.append(f"{error}; the layer was left as it was")
-            return
-        whole = all(prefix + name in incoming for name in ("values", *SAVED_INDEX))
-        usable = whole and (assign or not self.values.is_meta)
-        if usable and incoming[prefix + "values"].shape[0] != self.slots:
-            self._resize(incoming[prefix + "values"].shape[0])
-        super()._load_from_state_dict(  # type: ignore[no-untyped-call]
-            incoming, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if usable:
-            self.refresh()
-
-    @torch.no_grad()
-    def _resize(self, slots: int) -> None:
-        """Room for another number of blocks; the matrix has no pattern then."""
-        self._ready = False
-        values = self.values
-        values.grad = None
-        # autograd keeps a node per parameter that remembers its shape for as long as a graph
-        # lives. It lets go of it when the dtype changes, so the data goes by way of another dtype.
-        between = torch.float16 if values.dtype != torch.float16 else torch.float32
-        new = values.new_zeros((slots, *self.block_shape))
-        values.data = values.new_empty(0, dtype=between)
-        values.data = new
-        for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
-            self._buffers[name] = self.crow_indices.new_zeros(slots)
+        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         """Sizes, blocks and density."""
@@ -517,15 +323,6 @@ class BlockSparseMatrix(BlockMatrix):
         slots = "" if self.slots == self._n_blocks else f", slots={self.slots}"
         unset = "" if self._ready else ", no pattern yet"
         return f"{tuple(self.shape)}, block_shape={self.block_shape}, {pattern}{slots}{unset}"
-
-
-def _written(old: Tensor | None, new: Tensor, device: torch.device) -> Tensor:
-    """`new` on `device`: in the memory of `old` where that fits, so that what holds on to it (a
-    captured CUDA graph, shared memory) sees the change."""
-    usable = old is not None and old.shape == new.shape and old.device == device
-    if usable and not old.is_inference():
-        return old.copy_(new)
-    return new.to(device)
 
 
 def _allows_tf32(x: Tensor) -> bool:

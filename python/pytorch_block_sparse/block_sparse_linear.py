@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class BlockSparseLinear(nn.Module):
         *,
         pattern: str | Tensor | None = None,
         activation: functional.Activation = "none",
-        preactivation: str = "save",
+        preactivation: Literal["save", "recompute"] = "save",
         slots: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -34,7 +34,7 @@ from ._validation import describe
 from .pattern import check_index
 
 if TYPE_CHECKING:
-    from .block_sparse import BlockSparseMatrix
+    from ._slots import SlotStorage
 
 _KEYS = ("values", "crow_indices", "col_indices", "block_ids")
 _INDEX_OF_0_1 = ("cols_a", "row_start_ends_a", "rows_b", "col_start_ends_b", "blocks")
@@ -112,7 +112,7 @@ def convert_matrix(
 
 
 def entries_of_matrix(
-    state_dict: Mapping[str, Any], prefix: str, matrix: BlockSparseMatrix, assign: bool
+    state_dict: Mapping[str, Any], prefix: str, matrix: SlotStorage, assign: bool
 ) -> dict[str, Any]:
     """The entries below `prefix`, converted if 0.1 saved them and checked to fit `matrix`.
 
@@ -135,7 +135,7 @@ def entries_of_matrix(
     names = [name for name in _KEYS if prefix + name in entries]
     if not names:
         return entries
-    values = entries.get(prefix + "values")
+    values: Any = entries.get(prefix + "values")
     if names == ["values"]:
         # Values alone, as code that goes by named_parameters() saves them, fit their own pattern.
         slots: int | str = matrix.slots
@@ -146,17 +146,14 @@ def entries_of_matrix(
         raise ValueError(f"{prefix[:-1]} comes without {missing}, expected all of its entries")
     _check_values(values, slots, matrix, assign, prefix)
     if slots == "slots":
-        check_index(
-            *(entries[prefix + name] for name in _KEYS[1:]),
-            slots=values.shape[0],
-            grid=matrix.blocks_count(),
-            prefix=prefix,
-        )
+        crow, col, ids = (entries[prefix + name] for name in _KEYS[1:])
+        rows, cols = matrix.blocks_count()
+        check_index(crow, col, ids, values.shape[0], (rows, cols), prefix)
     return entries
 
 
 def _check_values(
-    values: Any, slots: int | str, matrix: BlockSparseMatrix, assign: bool, prefix: str
+    values: Any, slots: int | str, matrix: SlotStorage, assign: bool, prefix: str
 ) -> None:
     """Raises ValueError unless `values` can be loaded; `slots` is their number, or any."""
     block_shape = matrix.block_shape

@@ -180,6 +180,21 @@ def index_of(
         ValueError: if a position is outside the grid or taken twice.
     """
     rows, cols, slots_of_blocks = (t.long() for t in (rows, cols, slots_of_blocks))
+    order = check_positions(rows, cols, grid)
+    n = order.numel()
+    crow = torch.zeros(grid[0] + 1, dtype=torch.int32, device="cpu")
+    crow[1:] = torch.bincount(rows, minlength=grid[0]).cumsum(0)
+    col = torch.zeros(slots, dtype=torch.int32, device="cpu")
+    col[:n] = cols[order]
+    free = torch.ones(slots, dtype=torch.bool, device="cpu")
+    free[slots_of_blocks] = False
+    ids = torch.cat([slots_of_blocks[order], free.nonzero().flatten()]).to(torch.int32)
+    return crow, col, ids
+
+
+def check_positions(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Raises ValueError if a position (rows[i], cols[i]), int64 on the CPU, is outside the grid
+    or taken twice; returns the order (n,) that sorts them by row, then column."""
     for name, values, limit in (("row", rows, grid[0]), ("column", cols, grid[1])):
         outside = ((values < 0) | (values >= limit)).nonzero()
         if outside.numel():
@@ -193,15 +208,7 @@ def index_of(
     if twice.numel():
         row, col = divmod(int(flat[int(twice[0])]), grid[1])
         raise ValueError(f"Block position ({row},{col}) was already used")
-    n = order.numel()
-    crow = torch.zeros(grid[0] + 1, dtype=torch.int32, device="cpu")
-    crow[1:] = torch.bincount(rows, minlength=grid[0]).cumsum(0)
-    col = torch.zeros(slots, dtype=torch.int32, device="cpu")
-    col[:n] = cols[order]
-    free = torch.ones(slots, dtype=torch.bool, device="cpu")
-    free[slots_of_blocks] = False
-    ids = torch.cat([slots_of_blocks[order], free.nonzero().flatten()]).to(torch.int32)
-    return crow, col, ids
+    return order
 
 
 def check_index(

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a block-sparse matrix is stored: slots, and the index that says which block is in which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoint
+from ._matrix_api import BlockMatrix
+from ._validation import as_mask, check_shape
+from .pattern import check_index, draw_pattern, index_of
+
+SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
+DERIVED_INDEX = ("ccol_indices", "row_indices", "t_block_ids", "plan")
+_INDEX = (*SAVED_INDEX, *DERIVED_INDEX)
+
+
+class SlotStorage(BlockMatrix):
+    """Values in slots, the index of the blocks in them, and every change of either.
+
+    The tensors are described at `BlockSparseMatrix`, the only subclass.
+    """
+
+    values: nn.Parameter
+    crow_indices: Tensor
+    col_indices: Tensor
+    block_ids: Tensor
+    ccol_indices: Tensor
+    row_indices: Tensor
+    t_block_ids: Tensor
+    plan: Tensor
+    _pattern: str | Tensor
+    _n_blocks: int
+    _ready: bool
+
+    def _register(self, values: Tensor, crow: Tensor, col: Tensor, ids: Tensor) -> None:
+        """Takes tensors as they are, without a copy, as parameter and buffers."""
+        self.values = nn.Parameter(values)
+        for name, tensor in zip(SAVED_INDEX, (crow, col, ids), strict=True):
+            self.register_buffer(name, tensor)
+        for name in DERIVED_INDEX:
+            self.register_buffer(name, crow.new_zeros(self._derived_size(name)), persistent=False)
+
+    def _derived_size(self, name: str) -> int:
+        sizes = {"ccol_indices": self._grid[1] + 1, "plan": 0}
+        return sizes.get(name, self.slots)
+
+    def get_differentiable_data(self) -> nn.Parameter:
+        """`values`."""
+        return self.values
+
+    @property
+    def slots(self) -> int:
+        """Room for blocks, `values.shape[0]`."""
+        return self.values.shape[0]
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks are stored, or will be drawn if there is no pattern yet."""
+        return self._n_blocks
+
+    @property
+    def density(self) -> float:
+        """Stored blocks over all blocks."""
+        return self._n_blocks / (self._grid[0] * self._grid[1])
+
+    @property
+    def has_pattern(self) -> bool:
+        """Whether the pattern is set, so that products can run."""
+        return self._ready
+
+    @property
+    def index(self) -> list[Tensor]:
+        """The seven index tensors, in the order that the operators take them.
+
+        Raises:
+            RuntimeError: if no pattern is set.
+        """
+        buffers = self._buffers
+        if not self._ready and not buffers["crow_indices"].is_meta:  # type: ignore[union-attr]
+            self._require_pattern()
+        return [buffers[name] for name in _INDEX]  # type: ignore[misc]
+
+    def _require_pattern(self) -> None:
+        if not self._ready:
+            raise RuntimeError(
+                f"this BlockSparseMatrix of shape {tuple(self.shape)} has no pattern yet: call "
+                "reset_parameters() to draw one, load a state dict, or call refresh() after its "
+                "buffers were assigned"
+            )
+
+    # The pattern.
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Validates the saved index tensors and rebuilds the derived ones from them.
+
+        Needed only after buffers were assigned from outside; every method here calls it. Tensors
+        are rewritten in place where their shapes allow.
+
+        Raises:
+            ValueError: in one sentence, if they are no valid pattern; then products refuse.
+        """
+        if self.crow_indices.is_meta:
+            self._ready = False
+            return
+        self._ready = False
+        device = self.crow_indices.device
+        check_index(self.crow_indices, self.col_indices, self.block_ids, self.slots, self._grid)
+        saved = [self._buffers[name].cpu() for name in SAVED_INDEX]  # type: ignore[union-attr]
+        derived = torch.ops.block_sparse.pattern_transpose(*saved, self._grid[1])
+        for name, tensor in zip(DERIVED_INDEX, derived, strict=False):
+            self._buffers[name] = _written(self._buffers[name], tensor, device)
+        if self.plan.device != device:
+            self._buffers["plan"] = self.plan.to(device)
+        self._n_blocks = int(saved[0][-1])
+        self._ready = True
+
+    def set_pattern_(self, mask: Tensor) -> None:
+        """Stores exactly the blocks of a boolean mask (R, C), which must fit into the slots.
+
+        Blocks that were stored before are forgotten: all values become zero.
+        """
+        rows, cols = as_mask(mask, self._grid, "mask").nonzero().T
+        if rows.numel() > self.slots:
+            raise ValueError(f"mask has {rows.numel()} blocks, expected at most {self.slots} slots")
+        self._write_index(rows, cols, torch.arange(rows.numel(), device="cpu"))
+        with torch.no_grad():
+            self.values.zero_()
+
+    def draw_pattern_(self, generator: torch.Generator | None = None) -> None:
+        """Draws the pattern that the matrix was made for; values become zero."""
+        self.set_pattern_(draw_pattern(self._pattern, self._grid, self._n_blocks, generator))
+
+    def _write_index(self, rows: Tensor, cols: Tensor, slots_of_blocks: Tensor) -> None:
+        """Blocks at (rows, cols) in the given slots, CPU tensors (n,) in any order."""
+        new = index_of(rows, cols, slots_of_blocks, self.slots, self._grid)
+        with torch.no_grad():
+            for name, tensor in zip(SAVED_INDEX, new, strict=True):
+                old = self._buffers[name]
+                assert old is not None
+                self._buffers[name] = _written(old, tensor, old.device)
+        self.refresh()
+
+    def _move_blocks(self, rows: Tensor, cols: Tensor) -> None:
+        self._require_pattern()
+        self._write_index(rows, cols, self._slots_of_blocks().cpu())
+
+    def _slots_of_blocks(self) -> Tensor:
+        """(n,) int32: the slot of each block, in stored order."""
+        return self.block_ids[: self._n_blocks]
+
+    def build_coo_block_index(self) -> Tensor:
+        """(2, n) int32: block row and block column of the stored blocks, in stored order."""
+        self._require_pattern()
+        counts = self.crow_indices.diff()
+        rows = torch.arange(self._grid[0], dtype=torch.int32, device=counts.device)
+        return torch.stack([rows.repeat_interleave(counts), self.col_indices[: self._n_blocks]])
+
+    def drop_and_grow_(
+        self, drop: Tensor, rows: Tensor, cols: Tensor, values: Tensor | None = None
+    ) -> Tensor:
+        """Drops some blocks and stores others, within the slots.
+
+        Blocks that are kept stay in their slots, bit for bit. The slots that hold the new blocks
+        held something else before: clear their rows in every optimizer state.
+
+        Args:
+            drop: (k,) ints, which blocks to drop, in stored order.
+            rows, cols: (g,) ints, where the new blocks are.
+            values: (g, h, w), zeros if None.
+
+        Returns:
+            (g,) int64 on the CPU: the slots of the new blocks.
+
+        Raises:
+            ValueError: in one sentence, for a place that is outside or taken, a block that does
+                not exist, or more blocks than slots. The matrix is then as it was.
+        """
+        self._require_pattern()
+        n, g = self._n_blocks, rows.numel()
+        drop = drop.cpu().long()
+        if drop.numel() and (int(drop.min()) < 0 or int(drop.max()) >= n):
+            raise ValueError(f"drop is {drop.tolist()}, expected stored indices of 0 to {n - 1}")
+        if values is not None:
+            check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
+        keep = torch.ones(n, dtype=torch.bool, device="cpu")
+        keep[drop] = False
+        kept_slots = self._slots_of_blocks().cpu().long()[keep]
+        free = torch.ones(self.slots, dtype=torch.bool, device="cpu")
+        free[kept_slots] = False
+        grown_slots = free.nonzero().flatten()[:g]
+        if grown_slots.numel() < g:
+            raise ValueError(
+                f"rows and cols name {g} new blocks, expected at most {grown_slots.numel()}, the "
+                f"free ones of {self.slots} slots"
+            )
+        old_rows, old_cols = self.build_coo_block_index().cpu().long()[:, keep]
+        self._write_index(
+            torch.cat([old_rows, rows.cpu().long()]),
+            torch.cat([old_cols, cols.cpu().long()]),
+            torch.cat([kept_slots, grown_slots]),
+        )
+        with torch.no_grad():
+            device = self.values.device
+            for tensor in (self.values, self.values.grad):
+                if tensor is not None:
+                    tensor[free.nonzero().flatten().to(device)] = 0
+            if values is not None:
+                self.values[grown_slots.to(device)] = values.to(self.values)
+        return grown_slots
+
+    @torch.no_grad()
+    def canonicalize_(self) -> Tensor:
+        """Puts the blocks into stored order, so that `block_ids` is the identity.
+
+        Values and their gradient are reordered in place.
+
+        Returns:
+            (slots,) int64: what was in slot p[i] is now in slot i. Optimizer state is not known
+            here: apply `state[p]` to what there is.
+        """
+        self._require_pattern()
+        permutation = self.block_ids.long()
+        for tensor in (self.values, self.values.grad):
+            if tensor is not None:
+                tensor.copy_(tensor[permutation])
+        rows, cols = self.build_coo_block_index().cpu()
+        self._write_index(rows, cols, torch.arange(self._n_blocks, device="cpu"))
+        return permutation
+
+    # Moving, copying and loading.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the index like any buffer, but never takes its contents from `fn`.
+
+        `to_empty` hands out uninitialised memory, and `Module.type` would turn it into floats.
+        """
+        before = {name: self._buffers[name] for name in _INDEX}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            assert old is not None
+            assert new is not None
+            if new is old or new.is_meta:
+                continue
+            if old.is_meta:
+                self._buffers[name] = torch.zeros_like(new, dtype=torch.int32)
+            elif new.dtype != torch.int32:
+                self._buffers[name] = old.to(new.device)
+            else:
+                with torch.no_grad():
+                    new.copy_(old)
+        if self.crow_indices.is_meta:
+            self._ready = False
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _INDEX and "_ready" in self.__dict__:
+            self.__dict__["_ready"] = False
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Loads all or nothing: what comes is validated first, also when it was saved by 0.1.
+
+        Another number of blocks or slots than here is fine: the parameter is then resized in
+        place, its gradient dropped.
+        """
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        try:
+            incoming = checkpoint.entries_of_matrix(state_dict, prefix, self, assign)
+        except ValueError as error:
+            error_msgs.append(f"{error}; the layer was left as it was")
+            return
+        whole = all(prefix + name in incoming for name in ("values", *SAVED_INDEX))
+        usable = whole and (assign or not self.values.is_meta)
+        if usable and incoming[prefix + "values"].shape[0] != self.slots:
+            self._resize(incoming[prefix + "values"].shape[0])
+        super()._load_from_state_dict(
+            incoming, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if usable:
+            self.refresh()
+
+    @torch.no_grad()
+    def _resize(self, slots: int) -> None:
+        """Room for another number of blocks; the matrix has no pattern then."""
+        self._ready = False
+        values = self.values
+        values.grad = None
+        # autograd keeps a node per parameter that remembers its shape for as long as a graph
+        # lives. It lets go of it when the dtype changes, so the data goes by way of another dtype.
+        between = torch.float16 if values.dtype != torch.float16 else torch.float32
+        new = values.new_zeros((slots, *self.block_shape))
+        values.data = values.new_empty(0, dtype=between)
+        values.data = new
+        for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
+            self._buffers[name] = self.crow_indices.new_zeros(slots)
+
+
+def _written(old: Tensor | None, new: Tensor, device: torch.device) -> Tensor:
+    """`new` on `device`: in the memory of `old` where that fits, so that what holds on to it (a
+    captured CUDA graph, shared memory) sees the change."""
+    if old is None or old.shape != new.shape or old.device != device or old.is_inference():
+        return new.to(device)
+    return old.copy_(new)

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`SparseOptimizer`: moves blocks that matter little to new places while a model trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._validation import describe
+from .block_sparse import BlockSparseMatrix
+
+__all__ = ["MagnitudeSparseOptimizerStrategy", "SparseOptimizer", "SparseOptimizerStrategy"]
+
+
+class SparseOptimizerStrategy:
+    """How the blocks to move, their new places and their new values are chosen."""
+
+    def run(self, block_sparse_matrix: BlockSparseMatrix) -> Tensor:
+        """Moves blocks of the matrix; returns (k,) int64 on the CPU, the slots that hold others
+        now."""
+        raise NotImplementedError
+
+
+class MagnitudeSparseOptimizerStrategy(SparseOptimizerStrategy):
+    """Moves the blocks of smallest L2 norm to random free places.
+
+    Args:
+        cleanup_ratio: r in [0, 1]: int(n · r) of the n stored blocks move, or as many as there
+            are free places. A place that is left is not free within the same run.
+        new_coefficients_distribution: of the values there: "uniform" within ± scale times the
+            standard deviation of the elements stored before the run, or "gaussian" with scale
+            times their mean and scale times their deviation.
+        new_coefficients_scale: that scale.
+        generator: a CPU generator for places and values; torch's default one if None. Under data
+            parallelism every rank must draw the same.
+    """
+
+    def __init__(
+        self,
+        cleanup_ratio: float,
+        new_coefficients_distribution: str = "uniform",
+        new_coefficients_scale: float = 0.1,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0.0 <= cleanup_ratio <= 1.0:
+            raise ValueError(f"cleanup_ratio is {cleanup_ratio!r}, expected 0 to 1")
+        _check_distribution(new_coefficients_distribution)
+        self.cleanup_ratio = cleanup_ratio
+        self.new_coefficients_distribution = new_coefficients_distribution
+        self.new_coefficients_scale = new_coefficients_scale
+        self.generator = generator
+
+    @torch.no_grad()
+    def run(self, block_sparse_matrix: BlockSparseMatrix) -> Tensor:
+        """Moves the blocks; gradients of the slots involved become zero.
+
+        Returns:
+            (k,) int64 on the CPU, the slots that hold other blocks than before.
+        """
+        matrix = block_sparse_matrix
+        free = (~matrix.block_mask_build().cpu()).nonzero()
+        count = min(int(matrix.n_blocks * self.cleanup_ratio), free.shape[0])
+        if count == 0:
+            return torch.empty(0, dtype=torch.int64, device="cpu")
+        smallest = matrix.block_norm().argsort(stable=True)[:count]
+        order = torch.randperm(free.shape[0], generator=self.generator, device="cpu")[:count]
+        values = self._new_values(matrix, count)
+        rows, cols = free[order].T
+        return matrix.drop_and_grow_(smallest, rows, cols, values)
+
+    def _new_values(self, matrix: BlockSparseMatrix, count: int) -> Tensor:
+        """(count, h, w) float32 on the CPU."""
+        elements = matrix.stored_elements().float()
+        mean, std = float(elements.mean()), float(elements.std(correction=0))
+        shape = (count, *matrix.block_shape)
+        if self.new_coefficients_distribution == "gaussian":
+            values = torch.randn(shape, generator=self.generator, device="cpu") * std + mean
+        else:
+            values = (2 * torch.rand(shape, generator=self.generator, device="cpu") - 1) * std
+        return values * self.new_coefficients_scale
+
+
+class SparseOptimizer(torch.optim.Optimizer):
+    """Moves a share of the blocks of `BlockSparseMatrix` modules at each `step()`.
+
+    Step it before the optimizer that trains the model, and attach that one, so that moments which
+    belonged to the old blocks are cleared::
+
+        sparse_optimizer = SparseOptimizer(SparseOptimizer.sparse_objects(model), lr=0.1)
+        sparse_optimizer.attach_optimizer(adam)
+
+    Args:
+        sparse_objects: a `BlockSparseMatrix`, or several.
+        lr: share of the blocks of each matrix to move, in (0, 1]. A learning rate scheduler may
+            change it, to 0 as well.
+        method: "magnitude": see `MagnitudeSparseOptimizerStrategy`.
+        new_coefficients_scale, new_coefficients_distribution: of the new values, see there.
+        generator: a CPU generator; see there.
+
+    Raises:
+        ValueError, TypeError: in one sentence, for arguments that do not fit.
+    """
+
+    METHODS = ("magnitude",)
+    COEFFICIENTS_DISTRIBUTION = ("uniform", "gaussian")
+    allowed_keys = frozenset(
+        ("lr", "method", "new_coefficients_scale", "new_coefficients_distribution")
+    )
+
+    def __init__(
+        self,
+        sparse_objects: BlockSparseMatrix | Iterable[BlockSparseMatrix],
+        lr: float = 1e-1,
+        method: str = "magnitude",
+        new_coefficients_scale: float = 0.1,
+        new_coefficients_distribution: str = "uniform",
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "method": method,
+            "new_coefficients_scale": new_coefficients_scale,
+            "new_coefficients_distribution": new_coefficients_distribution,
+        }
+        self.attached_optimizers: list[torch.optim.Optimizer] = []
+        self.generator = generator
+        super().__init__([{"sparse_objects": sparse_objects}], defaults)
+
+    @staticmethod
+    def sparse_objects(model: nn.Module) -> list[BlockSparseMatrix]:
+        """The `BlockSparseMatrix` modules of a model, each once."""
+        return [module for module in model.modules() if isinstance(module, BlockSparseMatrix)]
+
+    def attach_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on `step` clears what this optimizer keeps about blocks that move.
+
+        Any optimizer of torch will do, also wrapped by accelerate. More than one may be attached.
+        """
+        if any(optimizer is other for other in self.attached_optimizers):
+            warnings.warn("the optimizer is already attached", stacklevel=2)
+            return
+        if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+            raise TypeError(f"optimizer is {describe(optimizer)}, expected a torch.optim.Optimizer")
+        self.attached_optimizers.append(optimizer)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds matrices with options of their own.
+
+        Args:
+            param_group: `sparse_objects`, and any of `lr`, `method`, `new_coefficients_scale`,
+                `new_coefficients_distribution`.
+        """
+        if not isinstance(param_group, dict) or "sparse_objects" not in param_group:
+            raise TypeError(f"param_group is {param_group!r}, expected a dict with sparse_objects")
+        unknown = sorted(param_group.keys() - self.allowed_keys - {"sparse_objects"})
+        if unknown:
+            raise ValueError(
+                f"Unknown cleaning parameter {', '.join(unknown)}, expected one of "
+                + ", ".join(sorted(self.allowed_keys))
+            )
+        group = {**self.defaults, **param_group}
+        if not 0.0 < group["lr"] <= 1.0:
+            raise ValueError(f"Invalid learning rate: {group['lr']}, expected above 0 to 1")
+        if group["method"] not in self.METHODS:
+            raise ValueError(f"Invalid Method {group['method']}, expected one of {self.METHODS}")
+        _check_distribution(group["new_coefficients_distribution"])
+        objects = group["sparse_objects"]
+        objects = [objects] if isinstance(objects, nn.Module) else list(objects)
+        for item in objects:
+            if not isinstance(item, BlockSparseMatrix):
+                raise TypeError(
+                    f"sparse_objects has a {type(item).__name__}, expected BlockSparseMatrix "
+                    "modules: SparseOptimizer.sparse_objects(model) lists them"
+                )
+        if not objects:
+            raise ValueError("sparse_objects is empty, expected at least one BlockSparseMatrix")
+        others = [item for group in self.param_groups for item in group["sparse_objects"]]
+        if len({*objects}) < len(objects) or not {*others}.isdisjoint(objects):
+            raise ValueError("some parameters appear in more than one parameter group")
+        group["sparse_objects"] = objects
+        group["params"] = [matrix.values for matrix in objects]
+        self.param_groups.append(group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Moves blocks, clears their gradients and what attached optimizers keep about them.
+
+        Args:
+            closure: called first, with gradients enabled; its result is returned.
+
+        Raises:
+            ValueError: if optimizers are attached and none of them trains one of the matrices;
+                then nothing has been moved.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        moving = [group for group in self.param_groups if group["lr"] > 0]
+        owners = {
+            matrix: self._optimizers_of(matrix)
+            for group in moving
+            for matrix in group["sparse_objects"]
+        }
+        for group in moving:
+            strategy = MagnitudeSparseOptimizerStrategy(
+                group["lr"],
+                group["new_coefficients_distribution"],
+                group["new_coefficients_scale"],
+                generator=self.generator,
+            )
+            for matrix in group["sparse_objects"]:
+                slots = strategy.run(matrix)
+                for optimizer, options in owners[matrix]:
+                    _clear_state(optimizer.state.get(matrix.values, {}), options, slots)
+        return loss
+
+    def _optimizers_of(
+        self, matrix: BlockSparseMatrix
+    ) -> list[tuple[torch.optim.Optimizer, dict[str, Any]]]:
+        """The attached optimizers that train a matrix, each with its parameter group."""
+        found = [
+            (optimizer, group)
+            for optimizer in self.attached_optimizers
+            for group in optimizer.param_groups
+            if any(parameter is matrix.values for parameter in group["params"])
+        ]
+        if self.attached_optimizers and not found:
+            raise ValueError(
+                f"no attached optimizer trains {matrix}, expected its values in the parameters of "
+                "one of them"
+            )
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Options of the groups. The matrices are saved with their model."""
+        state: dict[str, Any] = super().state_dict()
+        for group in state["param_groups"]:
+            del group["sparse_objects"]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the options of another `SparseOptimizer` of as many groups and matrices."""
+        objects = [group["sparse_objects"] for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, matrices in zip(self.param_groups, objects, strict=True):
+            group["sparse_objects"] = matrices
+
+
+def _check_distribution(name: str) -> None:
+    if name not in SparseOptimizer.COEFFICIENTS_DISTRIBUTION:
+        raise ValueError(
+            f"Invalid new coefficients distribution {name}, expected one of "
+            f"{SparseOptimizer.COEFFICIENTS_DISTRIBUTION}"
+        )
+
+
+def _clear_state(state: dict[str, Any], options: dict[str, Any], slots: Tensor) -> None:
+    """Gives the rows `slots` of a parameter's optimizer state the values of a new parameter.
+
+    Whatever has a row per slot is such a state. It starts at zero in every optimizer of torch but
+    for the two named here.
+    """
+    initial = {
+        "sum": options.get("initial_accumulator_value", 0.0),  # Adagrad
+        "step_size": options["lr"],  # Rprop
+    }
+    for key, tensor in state.items():
+        if isinstance(tensor, Tensor) and tensor.ndim == 3:
+            tensor[slots.to(tensor.device)] = initial.get(key, 0.0)
