@@ -24,8 +24,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..block_sparse_linear import BlockSparseLinear, PseudoBlockSparseLinear
 from ..density import block_grid, density_of
+from ..functional import Activation
 from ..patching.activations import FusedActivation, activation_name, fusible
-from ..patching.config import ACTIVATIONS
+from ..patching.config import ACTIVATIONS, PREACTIVATIONS, Preactivation
 from ..patching.layers import is_conv1d
 
 if TYPE_CHECKING:  # not at run time: this module may be imported in the midst of transformers
@@ -54,8 +55,8 @@ class SavedLayer:
     block: tuple[int, int]
     slots: int
     bias: bool
-    activation: str = "none"
-    preactivation: str = "save"
+    activation: Activation = "none"
+    preactivation: Preactivation = "save"
     fused: bool = False
     pseudo: bool = False
 
@@ -76,7 +77,7 @@ class SavedLayer:
         for key in fields.keys() - known:
             expect(False, key, f"no such key in format {FORMAT_VERSION}")
         for key in ("shape", "block"):
-            sides = fields.get(key)
+            sides = fields.get(key, ())
             is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
             expect(is_pair and all(_is_count(side) for side in sides), key, "two positive integers")
             fields[key] = tuple(sides)
@@ -86,7 +87,7 @@ class SavedLayer:
         activation = fields.setdefault("activation", "none")
         expect(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
         kept = fields.setdefault("preactivation", "save")
-        expect(kept in ("save", "recompute"), "preactivation", "save or recompute")
+        expect(kept in PREACTIVATIONS, "preactivation", f"one of {', '.join(PREACTIVATIONS)}")
         return cls(**fields)
 
 
@@ -94,7 +95,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-class BlockSparseConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class BlockSparseConfig(QuantizationConfigMixin):
     """The `quantization_config` of a block-sparse model.
 
     Made for a model, it describes that model's layers as they are whenever it is asked, so that
@@ -127,7 +128,7 @@ class BlockSparseConfig(QuantizationConfigMixin):  # type: ignore[misc]
             raise ValueError(
                 f"quantization_config: layers is {layers!r}, expected an object of layer names"
             )
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # the base lists its own methods
         self._saved = {name: SavedLayer.of(name, entry) for name, entry in layers.items()}
         self._model: weakref.ref[PreTrainedModel] | None = None
 
@@ -193,21 +194,27 @@ def saved_layers(model: nn.Module) -> dict[str, SavedLayer]:
         if not isinstance(module, (BlockSparseLinear, PseudoBlockSparseLinear)):
             continue
         parent, _, attribute = name.rpartition(".")
-        pseudo = isinstance(module, PseudoBlockSparseLinear)
-        layers[name] = SavedLayer(
+        layer = SavedLayer(
             shape=(module.out_features, module.in_features),
-            block=(1, 1) if pseudo else module.block_shape,
-            slots=1 if pseudo else module.weight.slots,
+            block=(1, 1),
+            slots=1,
             bias=module.bias is not None,
             activation=module.activation,
-            preactivation="save" if pseudo else module.preactivation,
             fused=(model.get_submodule(parent), attribute) in fused,
-            pseudo=pseudo,
+            pseudo=isinstance(module, PseudoBlockSparseLinear),
         )
+        if isinstance(module, BlockSparseLinear):
+            layer = dataclasses.replace(
+                layer,
+                block=module.block_shape,
+                slots=module.weight.slots,
+                preactivation=module.preactivation,
+            )
+        layers[name] = layer
     return layers
 
 
-def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> dict[str, str]:
+def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> list[str]:
     """Puts block-sparse layers without a pattern into `model`, in place of its dense ones.
 
     Names may lack or have in excess the prefix of the base model, as they do when a headless model
@@ -215,13 +222,13 @@ def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> di
     unless the file was saved from the very class of `model`.
 
     Returns:
-        Name in `model` of each layer built -> name in `layers`.
+        Names of the layers in `model`.
 
     Raises:
         ValueError: if `model` has no such layer, or it is not a linear layer of that shape.
     """
-    modules = dict(model.named_modules())
-    built = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    built = []
     for saved_name, layer in layers.items():
         name = _resolve(saved_name, modules, model.base_model_prefix)
         if name is None:
@@ -230,13 +237,15 @@ def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> di
                     f"quantization_config: layer {saved_name!r} is not in {type(model).__name__}"
                 )
             continue
-        parent_name, _, attribute = name.rpartition(".")
-        setattr(modules[parent_name], attribute, _empty_layer(saved_name, modules[name], layer))
+        dense, sparse = modules[name], _empty_layer(saved_name, modules[name], layer)
         if layer.fused:
-            _refuse_unless_fusible(saved_name, modules[parent_name], attribute, layer.activation)
-            stand_in = FusedActivation(layer.activation, attribute)
-            setattr(modules[parent_name], (fusible(modules[parent_name]) or ("", ""))[1], stand_in)
-        built[name] = saved_name
+            parent_name, _, attribute = name.rpartition(".")
+            _fuse_activation(saved_name, modules[parent_name], attribute, layer.activation)
+        for alias in [alias for alias, module in modules.items() if module is dense]:
+            parent_name, _, attribute = alias.rpartition(".")
+            setattr(modules[parent_name], attribute, sparse)
+            modules[alias] = sparse
+        built.append(name)
     return built
 
 
@@ -270,13 +279,16 @@ def _empty_layer(name: str, dense: nn.Module, layer: SavedLayer) -> nn.Module:
         activation=layer.activation,
         preactivation=layer.preactivation,
         slots=layer.slots,
-        device="meta",
+        # The mask of a pseudo-sparse layer is taken from a pattern, which only a real layer has.
+        device="cpu" if layer.pseudo else "meta",
         dtype=weight.dtype,
+        generator=torch.Generator("cpu"),
     )
-    return PseudoBlockSparseLinear(sparse) if layer.pseudo else sparse
+    return PseudoBlockSparseLinear(sparse).to("meta") if layer.pseudo else sparse
 
 
-def _refuse_unless_fusible(name: str, parent: nn.Module, attribute: str, activation: str) -> None:
+def _fuse_activation(name: str, parent: nn.Module, attribute: str, activation: Activation) -> None:
+    """Removes the activation behind a layer, if it is the one that the layer computes."""
     found = fusible(parent)
     if found is None or found[0] != attribute:
         raise ValueError(
@@ -289,16 +301,17 @@ def _refuse_unless_fusible(name: str, parent: nn.Module, attribute: str, activat
             f"quantization_config: activation of layer {name!r} is {activation!r}, expected "
             f"{own!r} as in the model"
         )
+    setattr(parent, found[1], FusedActivation(activation, attribute))
 
 
-class BlockSparseQuantizer(HfQuantizer):  # type: ignore[misc]
+class BlockSparseQuantizer(HfQuantizer):
     """Builds the block-sparse layers of a model that `from_pretrained` loads, and checks them."""
 
-    requires_calibration = False
+    quantization_config: BlockSparseConfig
 
     def __init__(self, quantization_config: BlockSparseConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._built: dict[str, str] = {}
+        self._built: list[str] = []
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuses to make a dense model sparse while it is loaded."""
@@ -312,7 +325,7 @@ class BlockSparseQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: PreTrainedModel, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         self._built = build_layers(model, self.quantization_config.layers)
-        _refuse_mixed_dtypes(model, dtype, list(self._built))
+        _refuse_mixed_dtypes(model, dtype, self._built)
         return model
 
     def _process_model_after_weight_loading(
@@ -322,11 +335,11 @@ class BlockSparseQuantizer(HfQuantizer):  # type: ignore[misc]
             _finish_loading(name, model.get_submodule(name))
         # An ordinary model from here on: nothing in it is quantized, so nothing that transformers
         # refuses to quantized models (`half()`, training, a compiled Trainer) need be refused.
-        del model.hf_quantizer, model.quantization_method
-        model.is_quantized = False
+        del model.hf_quantizer, model.quantization_method, model.is_quantized
         for module in model.modules():
-            if hasattr(getattr(module, "config", None), "_is_quantized"):
-                del module.config._is_quantized
+            config = getattr(module, "config", None)
+            if hasattr(config, "_is_quantized"):
+                del config._is_quantized
         model.config.quantization_config = BlockSparseConfig.for_model(model)
         return model
 

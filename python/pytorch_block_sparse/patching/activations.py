@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..functional import Activation
+
 # Class of transformers.models -> (linear layer, activation that is applied to its output).
 _ENCODER = ("dense", "intermediate_act_fn")
 _GATED = ("gate_proj", "act_fn")
@@ -34,7 +36,7 @@ FUSIBLE = {
 }
 
 # Class of transformers.activations -> what computes the same function here.
-_BY_CLASS = {
+_BY_CLASS: dict[str, Activation] = {
     "GELUActivation": "gelu",
     "NewGELUActivation": "gelu_tanh",
     "GELUTanh": "gelu_tanh",
@@ -43,7 +45,7 @@ _BY_CLASS = {
     "SiLUActivation": "silu",
     "LinearActivation": "none",
 }
-_FUNCTIONS = {
+_FUNCTIONS: dict[Any, Activation] = {
     torch.relu: "relu",
     nn.functional.relu: "relu",
     nn.functional.gelu: "gelu",
@@ -59,7 +61,7 @@ class FusedActivation(nn.Module):
         layer: the attribute of the parent module that holds the layer.
     """
 
-    def __init__(self, activation: str, layer: str) -> None:
+    def __init__(self, activation: Activation, layer: str) -> None:
         super().__init__()
         self.activation = activation
         self.layer = layer
@@ -81,7 +83,7 @@ def fusible(parent: nn.Module) -> tuple[str, str] | None:
     return FUSIBLE.get(kind.__name__)
 
 
-def activation_name(function: Any) -> str | None:
+def activation_name(function: Any) -> Activation | None:
     """What `BlockSparseLinear` calls the activation `function`; None if it can't compute it."""
     if isinstance(function, FusedActivation):
         return function.activation

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from .._validation import as_pair, describe
 from ..density import DENSITY_RULES, check_density
+from ..functional import Activation
 from ..pattern import PATTERNS as DRAWN_PATTERNS
 
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+Preactivation = Literal["save", "recompute"]
+
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+PREACTIVATIONS: tuple[Preactivation, ...] = get_args(Preactivation)
 PATTERNS = ("magnitude", *DRAWN_PATTERNS)
 
 
@@ -43,8 +47,8 @@ class LayerConfig:
     block_shape: tuple[int, int] = (32, 32)
     pattern: str | torch.Tensor | Mapping[str, torch.Tensor] = "magnitude"
     density_rule: str = "uniform"
-    activation: str = "none"
-    preactivation: str = "save"
+    activation: Activation = "none"
+    preactivation: Preactivation = "save"
     pseudo_linear: bool = False
 
     def __post_init__(self) -> None:
@@ -58,7 +62,7 @@ class LayerConfig:
             self._check_masks()
         _check_choice("density_rule", self.density_rule, DENSITY_RULES)
         _check_choice("activation", self.activation, ACTIVATIONS)
-        _check_choice("preactivation", self.preactivation, ("save", "recompute"))
+        _check_choice("preactivation", self.preactivation, PREACTIVATIONS)
         if not isinstance(self.pseudo_linear, bool):
             raise TypeError(f"pseudo_linear is {self.pseudo_linear!r}, expected True or False")
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import nn
 
 from ..block_sparse_linear import BlockSparseLinear, PseudoBlockSparseLinear
 from ..density import block_grid, density_of
+from ..functional import Activation
 from .config import LayerConfig
 
 
@@ -63,7 +65,9 @@ def dense_view(module: nn.Module) -> nn.Linear:
     if isinstance(module, nn.Linear):
         return module
     weight: torch.Tensor = module.weight  # type: ignore[assignment]  # Conv1D: (in, out)
-    linear = nn.Linear(*weight.shape, bias=module.bias is not None, device="meta")
+    linear = nn.Linear(
+        weight.shape[0], weight.shape[1], bias=module.bias is not None, device="meta"
+    )
     linear.weight = nn.Parameter(weight.detach().t(), requires_grad=weight.requires_grad)
     linear.bias = module.bias  # type: ignore[assignment]
     return linear
@@ -75,7 +79,7 @@ def make_sparse(
     *,
     blocks: int,
     mask: torch.Tensor | None,
-    activation: str,
+    activation: Activation,
 ) -> BlockSparseLinear | PseudoBlockSparseLinear:
     """The block-sparse layer that takes the place of `module`.
 
@@ -99,7 +103,7 @@ def make_sparse(
         density_of(blocks, math.prod(grid)),
         torch_nn_linear=linear,
         block_shape=config.block_shape,
-        pattern=mask if mask is not None else config.pattern,
+        pattern=mask if mask is not None else cast(str, config.pattern),
         activation=activation,
         preactivation=config.preactivation,
         device=linear.weight.device,

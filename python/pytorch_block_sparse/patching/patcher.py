@@ -15,6 +15,7 @@ from torch import nn
 
 from .._validation import as_mask
 from ..density import block_grid, erk_block_counts
+from ..functional import Activation
 from ..integrations import describe_model, foreign_quantization
 from ..pattern import block_count_of
 from .activations import FusedActivation, activation_name, fusible
@@ -31,7 +32,7 @@ class _Replacement:
     module: nn.Module
     pattern: int
     config: LayerConfig
-    activation: str
+    activation: Activation
     fused_in: nn.Module | None = None  # the MLP whose activation moves into the layer
     mask: torch.Tensor | None = None
     blocks: int = 0

@@ -53,7 +53,9 @@ class PatchReport:
     def __str__(self) -> str:
         if not self.layers:
             return f"no layer patched, {self.parameters_before:,} parameters"
-        rows = [("layer", "out x in", "block", "blocks", "density", "parameters", "activation")]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "out x in", "block", "blocks", "density", "parameters", "activation")
+        ]
         rows += [_row(layer) for layer in self.layers]
         if all(layer.activation == "none" for layer in self.layers):
             rows = [row[:-1] for row in rows]
