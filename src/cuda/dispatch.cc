@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <span>
+
+#include "block_sparse/cuda.h"
+#include "cuda/common/device.h"
+#include "cuda/generic/generic.h"
+#include "cuda/sm90/spmm/spmm.h"
+
+/// Which kernel runs a call: of a product's list the first that does not
+/// refuse.
+namespace block_sparse::cuda {
+namespace {
+
+using generic::SpmmProblem;
+
+template <class Problem>
+struct Kernel {
+  const char* name;
+  /// Why the kernel cannot run the problem on this device, or null.
+  const char* (*refusal)(const Problem&, const Device&);
+  Status (*run)(const Problem&, Stream);
+};
+
+const char* needs_hopper(const Device& device) {
+  return device.major == 9 ? nullptr : "the device is not a Hopper GPU";
+}
+
+constexpr Kernel<SpmmProblem> kSpmm[] = {
+    {"sm90_spmm",
+     [](const SpmmProblem& p, const Device& d) {
+       const char* why = needs_hopper(d);
+       return why != nullptr ? why : sm90::spmm::refusal(p);
+     },
+     sm90::spmm::run},
+    {"generic_spmm", [](const SpmmProblem&, const Device&) -> const char* { return nullptr; },
+     generic::spmm},
+};
+
+constexpr Kernel<WeightGradientArgs> kWeightGradient[] = {
+    {"generic_sddmm",
+     [](const WeightGradientArgs&, const Device&) -> const char* { return nullptr; },
+     generic::weight_gradient},
+};
+
+bool verbose() {
+  static const bool on = [] {
+    const char* value = std::getenv("BLOCK_SPARSE_VERBOSE");
+    return value != nullptr && std::strstr(value, "dispatch") != nullptr;
+  }();
+  return on;
+}
+
+/// The first kernel of the list that takes the problem; `*why` is set if none.
+template <class Problem>
+const Kernel<Problem>* choose(std::span<const Kernel<Problem>> kernels, const Problem& problem,
+                              Status* why) {
+  Device device;
+  if (*why = current_device(&device); !why->ok()) return nullptr;
+  const char* forced = std::getenv("BLOCK_SPARSE_FORCE");
+  for (const Kernel<Problem>& kernel : kernels) {
+    // A name of another product's or backend's kernel does not concern this list.
+    if (forced != nullptr && std::strcmp(forced, kernel.name) == 0) {
+      const char* refusal = kernel.refusal(problem, device);
+      if (refusal == nullptr) return &kernel;
+      *why = Status::unsupported(std::string("BLOCK_SPARSE_FORCE=") + forced +
+                                 " cannot run this call: " + refusal + ".");
+      return nullptr;
+    }
+  }
+  for (const Kernel<Problem>& kernel : kernels) {
+    const char* refusal = kernel.refusal(problem, device);
+    if (verbose()) {
+      std::fprintf(stderr, "block_sparse: %s: %s\n", kernel.name,
+                   refusal == nullptr ? "chosen" : refusal);
+    }
+    if (refusal == nullptr) return &kernel;
+  }
+  *why = Status::unsupported("No CUDA kernel takes this call.");
+  return nullptr;
+}
+
+template <class Problem>
+Status dispatch(std::span<const Kernel<Problem>> kernels, const Problem& problem, Stream stream) {
+  Status why;
+  const Kernel<Problem>* kernel = choose(kernels, problem, &why);
+  return kernel == nullptr ? why : kernel->run(problem, stream);
+}
+
+template <class Problem>
+std::string name_of_choice(std::span<const Kernel<Problem>> kernels, const Problem& problem) {
+  Status why;
+  const Kernel<Problem>* kernel = choose(kernels, problem, &why);
+  return kernel == nullptr ? why.message() : kernel->name;
+}
+
+constexpr std::span<const Kernel<SpmmProblem>> spmm_kernels{kSpmm};
+constexpr std::span<const Kernel<WeightGradientArgs>> weight_gradient_kernels{kWeightGradient};
+
+Status check_stride(const char* name, std::int64_t stride, std::int64_t features) {
+  if (stride >= features) return {};
+  return Status::invalid_argument(std::string(name) + " is " + std::to_string(stride) +
+                                  ", expected at least the " + std::to_string(features) +
+                                  " features of a row.");
+}
+
+Status check_extents(const PatternView& w, std::int64_t tokens) {
+  if (tokens < 0 || w.rows < 0 || w.cols < 0 || w.block_height < 1 || w.block_width < 1) {
+    return Status::invalid_argument("tokens, rows and cols must be at least 0 and the sides of a "
+                                    "block at least 1.");
+  }
+  if (w.n_block_rows() > 0x7fffffff || w.n_block_cols() > 0x7fffffff || w.slots > 0x7fffffff) {
+    return Status::unsupported("The pattern has more than 2^31 - 1 block rows, columns or slots.");
+  }
+  return {};
+}
+
+}  // namespace
+
+Status forward(const ForwardArgs& a, Stream stream) {
+  Status s = check_extents(a.pattern, a.tokens);
+  if (s.ok()) s = check_stride("ldx", a.ldx, a.tokens > 1 ? a.pattern.cols : 0);
+  if (s.ok()) s = check_stride("ldy", a.ldy, a.tokens > 1 ? a.pattern.rows : 0);
+  return s.ok() ? dispatch(spmm_kernels, generic::problem_of(a), stream) : s;
+}
+
+Status input_gradient(const InputGradientArgs& a, Stream stream) {
+  Status s = check_extents(a.pattern, a.tokens);
+  if (s.ok()) s = check_stride("lddy", a.lddy, a.tokens > 1 ? a.pattern.rows : 0);
+  if (s.ok()) s = check_stride("lddx", a.lddx, a.tokens > 1 ? a.pattern.cols : 0);
+  if (s.ok() && a.pattern.ccol_indices == nullptr) {
+    s = Status::invalid_argument("input_gradient needs the transposed pattern, got none.");
+  }
+  return s.ok() ? dispatch(spmm_kernels, generic::problem_of(a), stream) : s;
+}
+
+Status weight_gradient(const WeightGradientArgs& a, Stream stream) {
+  Status s = check_extents(a.pattern, a.tokens);
+  if (s.ok() && a.out_dtype != a.dtype &&
+      (a.out_dtype != DataType::f32 || size_of(a.dtype) != 2)) {
+    s = Status::invalid_argument("out_dtype must be that of dy and x, or f32 for 16-bit types.");
+  }
+  return s.ok() ? dispatch(weight_gradient_kernels, a, stream) : s;
+}
+
+std::size_t weight_gradient_workspace(const WeightGradientArgs&) { return 0; }
+
+Status block_norms(const BlockNormsArgs& a, Stream stream) {
+  const Status s = check_extents(a.pattern, a.tokens);
+  return s.ok() ? generic::block_norms(a, stream) : s;
+}
+
+std::string kernel_of(const ForwardArgs& a) {
+  return name_of_choice(spmm_kernels, generic::problem_of(a));
+}
+std::string kernel_of(const InputGradientArgs& a) {
+  return name_of_choice(spmm_kernels, generic::problem_of(a));
+}
+std::string kernel_of(const WeightGradientArgs& a) {
+  return name_of_choice(weight_gradient_kernels, a);
+}
+
+}  // namespace block_sparse::cuda

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "cuda/common/device.h"
+#include "cuda/sm90/spmm/kernel.cuh"
+#include "cuda/sm90/spmm/spmm.h"
+
+namespace block_sparse::cuda::sm90::spmm {
+namespace {
+
+using generic::SpmmProblem;
+
+/// Sides of blocks that the kernel cuts the given ones into.
+int cut(std::int64_t side) { return static_cast<int>(std::min<std::int64_t>(side, 64)); }
+
+bool m_contiguous(const SpmmProblem& p) { return p.stride_m == 1; }
+
+template <class C>
+Status launch(const SpmmProblem& p, Stream stream) {
+  const bool is_bf16 = p.dtype == DataType::bf16;
+  const std::int64_t slots_height = m_contiguous(p) ? p.width : p.height;
+  const std::int64_t slots_width = m_contiguous(p) ? p.height : p.width;
+  // The slots as one tall matrix; a bound on their number is all that is needed.
+  const std::int64_t slot_rows = p.slots * slots_height;
+  CUtensorMap x_map, w_map, y_map, pre_map;
+  Status s = make_tensor_map({p.x, p.tokens, p.in, p.ldx, C::kTokens, C::kDepth, is_bf16}, &x_map);
+  if (s.ok()) {
+    s = make_tensor_map({p.values, slot_rows, slots_width, slots_width,
+                         C::kMContiguous ? C::kDepth : C::kHeight,
+                         C::kMContiguous ? C::kHeight : C::kDepth, is_bf16},
+                        &w_map);
+  }
+  if (s.ok()) {
+    s = make_tensor_map({p.y, p.tokens, p.out, p.ldy, kStoreTokens, kOuts, is_bf16}, &y_map);
+  }
+  pre_map = y_map;
+  if (s.ok() && p.preactivation != nullptr) {
+    s = make_tensor_map({p.preactivation, p.tokens, p.out, p.ldy, kStoreTokens, kOuts, is_bf16},
+                        &pre_map);
+  }
+  if (!s.ok()) return s;
+
+  Device device;
+  if (s = current_device(&device); !s.ok()) return s;
+  constexpr int kBytes = sizeof(Shared<C>) + 1024;
+  const auto function = kernel<C>;
+  s = to_status(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+                "raising the shared memory limit");
+  if (!s.ok()) return s;
+
+  const std::int64_t segments = (p.out + kOuts - 1) / kOuts;
+  const std::int64_t token_tiles =
+      (p.tokens + C::kTokens * kCluster - 1) / (C::kTokens * kCluster);
+  const std::int64_t items = (segments + kConsumers - 1) / kConsumers * token_tiles;
+  const Params params{p.lines,
+                      static_cast<int>(p.height),
+                      static_cast<int>(p.width),
+                      static_cast<int>(segments),
+                      static_cast<int>(p.out),
+                      static_cast<int>(p.tokens),
+                      static_cast<int>(token_tiles),
+                      p.bias,
+                      p.activation,
+                      p.preactivation != nullptr};
+  const auto clusters = std::min<std::int64_t>(items, device.multiprocessors / kCluster);
+  function<<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream>>>(
+      params, x_map, w_map, y_map, pre_map);
+  return to_status(cudaGetLastError(), "launching the Hopper SpMM kernel");
+}
+
+template <class Element, int Side, bool MContiguous>
+Status launch_tokens(const SpmmProblem& p, Stream stream) {
+  // Fewer tokens than one wide cluster tile would leave half of it idle.
+  return p.tokens <= 256 ? launch<Config<Element, Side, Side, MContiguous, 128>>(p, stream)
+                         : launch<Config<Element, Side, Side, MContiguous, 256>>(p, stream);
+}
+
+template <class Element, bool MContiguous>
+Status launch_side(const SpmmProblem& p, Stream stream) {
+  switch (cut(p.height)) {
+    case 16:
+      return launch_tokens<Element, 16, MContiguous>(p, stream);
+    case 32:
+      return launch_tokens<Element, 32, MContiguous>(p, stream);
+    default:
+      return launch_tokens<Element, 64, MContiguous>(p, stream);
+  }
+}
+
+template <class Element>
+Status launch_element(const SpmmProblem& p, Stream stream) {
+  return m_contiguous(p) ? launch_side<Element, true>(p, stream)
+                         : launch_side<Element, false>(p, stream);
+}
+
+bool is_side(std::int64_t side) { return side == 16 || side == 32 || side % 64 == 0; }
+
+}  // namespace
+
+const char* refusal(const SpmmProblem& p) {
+  if (p.dtype != DataType::bf16 && p.dtype != DataType::f16) return "not a 16-bit type";
+  if (!is_side(p.height) || !is_side(p.width)) {
+    return "a side of the blocks is not 16, 32 or a multiple of 64";
+  }
+  if (cut(p.height) != cut(p.width)) return "the blocks are not square, or both sides at least 64";
+  if (p.out % p.height != 0 || p.in % p.width != 0) return "features are not whole blocks";
+  if (p.slots * p.height * p.width / std::min(p.height, p.width) > 0x7fffffff) {
+    return "the slots are too many for 32-bit coordinates";
+  }
+  const std::int64_t tiles = (p.tokens / 256 + 1) * (p.out / 128 + 1);
+  if (p.tokens > 0x7fff0000 || tiles > 0x7fff0000) return "too many tokens";
+  for (const void* data : {p.x, p.values, static_cast<const void*>(p.y),
+                           static_cast<const void*>(p.preactivation)}) {
+    if (const char* why = tensor_map_refusal(data, 0)) return why;
+  }
+  for (const std::int64_t stride : {p.ldx, p.ldy}) {
+    if (const char* why = tensor_map_refusal(nullptr, stride)) return why;
+  }
+  return nullptr;
+}
+
+Status run(const SpmmProblem& p, Stream stream) {
+  if (p.tokens == 0 || p.out == 0) return {};
+  return p.dtype == DataType::bf16 ? launch_element<bf16>(p, stream)
+                                   : launch_element<f16>(p, stream);
+}
+
+}  // namespace block_sparse::cuda::sm90::spmm

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/generic/generic.h"
+
+/// Both SpMM products for bf16 and f16 on Hopper: TMA and wgmma.
+namespace block_sparse::cuda::sm90::spmm {
+
+/// Why `run` cannot take this problem, or null.
+const char* refusal(const generic::SpmmProblem& problem);
+Status run(const generic::SpmmProblem& problem, Stream stream);
+
+}  // namespace block_sparse::cuda::sm90::spmm

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+
+#include "layer.h"
+
+namespace block_sparse::cuda::test {
+namespace {
+
+struct SddmmCase {
+  LayerCase layer;
+  std::string kernel;
+  DataType out_dtype;
+  bool accumulate = false;
+  bool workspace = true;
+};
+void PrintTo(const SddmmCase& c, std::ostream* out) {
+  *out << c.kernel << "_" << name_of_case(c.layer) << "_out" << static_cast<int>(c.out_dtype)
+       << (c.accumulate ? "_accumulate" : "") << (c.workspace ? "" : "_no_workspace");
+}
+
+class WeightGradient : public testing::TestWithParam<SddmmCase> {};
+
+/// The gradient by slots, (slots * bh, bw); what is not stored is 0.
+Expected by_slots(const Layer& l) {
+  const Expected dense = l.dense_gradient();
+  const std::int64_t bh = l.c.block_height;
+  const std::int64_t bw = l.c.block_width;
+  Expected e;
+  e.value.assign(static_cast<std::size_t>(l.slots() * bh * bw), 0);
+  e.magnitude = e.value;
+  for (std::int64_t r = 0; r < l.block_rows(); ++r) {
+    for (std::int32_t i = l.crow[static_cast<std::size_t>(r)];
+         i < l.crow[static_cast<std::size_t>(r + 1)]; ++i) {
+      const std::int64_t k = l.col[static_cast<std::size_t>(i)];
+      const std::int64_t slot = l.ids[static_cast<std::size_t>(i)];
+      for (std::int64_t m = 0; m < bh && r * bh + m < l.c.out; ++m) {
+        for (std::int64_t n = 0; n < bw && k * bw + n < l.c.in; ++n) {
+          const auto to = static_cast<std::size_t>((slot * bh + m) * bw + n);
+          const auto from = static_cast<std::size_t>((r * bh + m) * l.c.in + k * bw + n);
+          e.value[to] = dense.value[from];
+          e.magnitude[to] = dense.magnitude[from];
+        }
+      }
+    }
+  }
+  return e;
+}
+
+TEST_P(WeightGradient, IsRight) {
+  const SddmmCase& c = GetParam();
+  const Layer l(c.layer, 7);
+  const DeviceLayer d(l);
+  const std::int64_t rows = l.slots() * l.c.block_height;
+  const std::size_t elements = static_cast<std::size_t>(rows * l.c.block_width);
+  DeviceBuffer out(elements * size_of(c.out_dtype));
+  Expected want = by_slots(l);
+  if (c.accumulate) {
+    std::vector<double> before(elements);
+    for (std::size_t i = 0; i < elements; ++i) {
+      before[i] = rounded(std::sin(static_cast<double>(i)), c.out_dtype);
+      want.value[i] += before[i];
+      want.magnitude[i] += std::fabs(before[i]);
+    }
+    const std::vector<std::uint8_t> bytes = encoded(before, c.out_dtype);
+    out.upload(bytes.data(), bytes.size());
+  }
+  WeightGradientArgs a;
+  a.dtype = l.c.dtype;
+  a.out_dtype = c.out_dtype;
+  a.pattern = d.pattern;
+  a.plan = d.plan.as<std::int32_t>();
+  a.tokens = l.c.tokens;
+  a.dy = d.dy.data();
+  a.lddy = d.ldy;
+  a.x = d.x.data();
+  a.ldx = d.ldx;
+  a.accumulate = c.accumulate;
+  a.dvalues = out.data();
+  const DeviceBuffer workspace(c.workspace ? weight_gradient_workspace(a) : 0);
+  a.workspace = {workspace.data(), workspace.size()};
+  const Forced forced(c.kernel);
+  ASSERT_EQ(kernel_of(a), c.kernel);
+  const Status s = weight_gradient(a, nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  expect_close(out, c.out_dtype, want, rows, l.c.block_width, 0, l.c.tokens, Activation::none,
+               l.c.dtype == DataType::f64 ? DataType::f64 : DataType::f32);
+}
+
+std::vector<SddmmCase> cases_of(const std::string& kernel, const std::vector<LayerCase>& layers) {
+  std::vector<SddmmCase> cases;
+  for (const LayerCase& layer : layers) {
+    cases.push_back({layer, kernel, layer.dtype});
+    cases.push_back({layer, kernel, layer.dtype, true});
+    if (size_of(layer.dtype) == 2) {
+      cases.push_back({layer, kernel, DataType::f32, false, false});
+      cases.push_back({layer, kernel, DataType::f32, true});
+    }
+  }
+  return cases;
+}
+
+std::vector<LayerCase> generic_layers() {
+  std::vector<LayerCase> layers;
+  for (const DataType type : {DataType::f32, DataType::f64, DataType::bf16, DataType::f16}) {
+    layers.push_back({.out = 96, .in = 160, .block_height = 32, .block_width = 32, .tokens = 127,
+                      .dtype = type, .gap = 5});
+    layers.push_back({.out = 50, .in = 70, .block_height = 16, .block_width = 24, .tokens = 33,
+                      .dtype = type, .gap = 1});
+    layers.push_back({.out = 17, .in = 9, .block_height = 1, .block_width = 3, .tokens = 3,
+                      .dtype = type});
+    layers.push_back({.out = 64, .in = 64, .block_height = 32, .block_width = 32, .tokens = 0,
+                      .dtype = type});
+  }
+  return layers;
+}
+
+INSTANTIATE_TEST_SUITE_P(Generic, WeightGradient,
+                         testing::ValuesIn(cases_of("generic_sddmm", generic_layers())));
+
+class BlockNorms : public testing::TestWithParam<LayerCase> {};
+
+TEST_P(BlockNorms, AreRight) {
+  const Layer l(GetParam(), 8);
+  const DeviceLayer d(l);
+  const DataType type = l.c.dtype == DataType::f64 ? DataType::f64 : DataType::f32;
+  const DeviceBuffer norms(static_cast<std::size_t>(l.block_rows() * l.block_cols()) *
+                           size_of(type));
+  BlockNormsArgs a;
+  a.dtype = l.c.dtype;
+  a.pattern = d.pattern;
+  a.tokens = l.c.tokens;
+  a.dy = d.dy.data();
+  a.lddy = d.ldy;
+  a.x = d.x.data();
+  a.ldx = d.ldx;
+  a.norms = norms.data();
+  const Status s = block_norms(a, nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  const Expected dense = l.dense_gradient();
+  Expected want;
+  for (std::int64_t r = 0; r < l.block_rows(); ++r) {
+    for (std::int64_t k = 0; k < l.block_cols(); ++k) {
+      double squares = 0, magnitude = 0;
+      for (std::int64_t m = r * l.c.block_height;
+           m < std::min((r + 1) * l.c.block_height, l.c.out); ++m) {
+        for (std::int64_t n = k * l.c.block_width;
+             n < std::min((k + 1) * l.c.block_width, l.c.in); ++n) {
+          const auto i = static_cast<std::size_t>(m * l.c.in + n);
+          squares += dense.value[i] * dense.value[i];
+          magnitude += dense.magnitude[i] * dense.magnitude[i];
+        }
+      }
+      want.value.push_back(std::sqrt(squares));
+      want.magnitude.push_back(std::sqrt(magnitude));
+    }
+  }
+  // A norm moves by at most the norm of the elements' errors; the sum of the
+  // squares and the root add a rounding a term.
+  expect_close(norms, type, want, l.block_rows(), l.block_cols(), 0,
+               l.c.tokens + l.c.block_height * l.c.block_width, Activation::none, type);
+}
+
+INSTANTIATE_TEST_SUITE_P(Generic, BlockNorms, testing::ValuesIn(generic_layers()));
+
+}  // namespace
+}  // namespace block_sparse::cuda::test

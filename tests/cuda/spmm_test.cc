@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layer.h"
+
+namespace block_sparse::cuda::test {
+namespace {
+
+ForwardArgs forward_args(const Layer& l, const DeviceLayer& d, void* y) {
+  ForwardArgs a;
+  a.dtype = l.c.dtype;
+  a.pattern = d.pattern;
+  a.plan = d.plan.as<std::int32_t>();
+  a.tokens = l.c.tokens;
+  a.x = d.x.data();
+  a.ldx = d.ldx;
+  a.values = d.values.data();
+  a.bias = d.bias.data();
+  a.y = y;
+  a.ldy = d.ldy;
+  return a;
+}
+
+InputGradientArgs input_gradient_args(const Layer& l, const DeviceLayer& d, void* dx) {
+  InputGradientArgs a;
+  a.dtype = l.c.dtype;
+  a.pattern = d.pattern;
+  a.plan = d.plan.as<std::int32_t>();
+  a.tokens = l.c.tokens;
+  a.dy = d.dy.data();
+  a.lddy = d.ldy;
+  a.values = d.values.data();
+  a.dx = dx;
+  a.lddx = d.ldx;
+  return a;
+}
+
+std::size_t bytes_of(std::int64_t rows, std::int64_t stride, DataType type) {
+  return static_cast<std::size_t>(rows * stride) * size_of(type);
+}
+
+DataType sum_type(DataType type) { return type == DataType::f64 ? DataType::f64 : DataType::f32; }
+
+struct SpmmCase {
+  LayerCase layer;
+  std::string kernel;
+};
+void PrintTo(const SpmmCase& c, std::ostream* out) {
+  *out << c.kernel << "_" << name_of_case(c.layer);
+}
+
+class Spmm : public testing::TestWithParam<SpmmCase> {};
+
+TEST_P(Spmm, ForwardIsRight) {
+  const Layer l(GetParam().layer, 1);
+  const DeviceLayer d(l);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Forced forced(GetParam().kernel);
+  const ForwardArgs a = forward_args(l, d, y.data());
+  ASSERT_EQ(kernel_of(a), GetParam().kernel);
+  const Status s = forward(a, nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  expect_close(y, l.c.dtype, l.forward(), l.c.tokens, l.c.out, l.c.gap, l.c.in, Activation::none,
+               sum_type(l.c.dtype));
+}
+
+TEST_P(Spmm, InputGradientIsRight) {
+  const Layer l(GetParam().layer, 2);
+  const DeviceLayer d(l);
+  const DeviceBuffer dx(bytes_of(l.c.tokens, d.ldx, l.c.dtype));
+  const Forced forced(GetParam().kernel);
+  const InputGradientArgs a = input_gradient_args(l, d, dx.data());
+  ASSERT_EQ(kernel_of(a), GetParam().kernel);
+  const Status s = input_gradient(a, nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  expect_close(dx, l.c.dtype, l.input_gradient(), l.c.tokens, l.c.in, l.c.gap, l.c.out,
+               Activation::none, sum_type(l.c.dtype));
+}
+
+std::vector<SpmmCase> generic_cases() {
+  std::vector<SpmmCase> cases;
+  for (const DataType type : {DataType::f32, DataType::f64, DataType::bf16, DataType::f16}) {
+    cases.push_back({{.out = 96, .in = 160, .block_height = 32, .block_width = 32, .tokens = 127,
+                      .dtype = type, .gap = 5},
+                     "generic_spmm"});
+    cases.push_back({{.out = 50, .in = 70, .block_height = 16, .block_width = 24, .tokens = 33,
+                      .dtype = type, .gap = 1},
+                     "generic_spmm"});
+    cases.push_back({{.out = 17, .in = 9, .block_height = 1, .block_width = 3, .tokens = 3,
+                      .dtype = type},
+                     "generic_spmm"});
+    cases.push_back({{.out = 130, .in = 64, .block_height = 65, .block_width = 5, .tokens = 1,
+                      .dtype = type},
+                     "generic_spmm"});
+    cases.push_back({{.out = 64, .in = 64, .block_height = 32, .block_width = 32, .tokens = 0,
+                      .dtype = type},
+                     "generic_spmm"});
+  }
+  return cases;
+}
+
+std::vector<SpmmCase> sm90_cases() {
+  std::vector<SpmmCase> cases;
+  const char* kernel = "sm90_spmm";
+  for (const DataType type : {DataType::bf16, DataType::f16}) {
+    for (const std::int64_t b : {16, 32, 64, 128}) {
+      for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
+        cases.push_back({{.out = 512, .in = 384, .block_height = b, .block_width = b,
+                          .density = 0.4, .tokens = tokens, .dtype = type},
+                         kernel});
+      }
+      for (const double density : {0.05, 1.0}) {
+        cases.push_back({{.out = 384, .in = 640, .block_height = b, .block_width = b,
+                          .density = density, .tokens = 520, .dtype = type, .gap = 8},
+                         kernel});
+      }
+      for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
+        cases.push_back({{.out = 768, .in = 256, .block_height = b, .block_width = b,
+                          .density = 0.3, .tokens = 300, .dtype = type, .fill = fill},
+                         kernel});
+      }
+    }
+    // Odd numbers of lines and of tiles.
+    cases.push_back({{.out = 80, .in = 48, .block_height = 16, .block_width = 16, .tokens = 65,
+                      .dtype = type},
+                     kernel});
+    cases.push_back({{.out = 96, .in = 160, .block_height = 32, .block_width = 32, .tokens = 700,
+                      .dtype = type},
+                     kernel});
+    cases.push_back({{.out = 320, .in = 192, .block_height = 64, .block_width = 64, .tokens = 513,
+                      .dtype = type},
+                     kernel});
+    cases.push_back({{.out = 128, .in = 256, .block_height = 128, .block_width = 64, .tokens = 257,
+                      .dtype = type},
+                     kernel});
+    cases.push_back({{.out = 192, .in = 512, .block_height = 64, .block_width = 256, .tokens = 64,
+                      .dtype = type},
+                     kernel});
+  }
+  // More tiles than multiprocessors, several rounds of token tiles.
+  cases.push_back({{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000},
+                   kernel});
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Generic, Spmm, testing::ValuesIn(generic_cases()));
+INSTANTIATE_TEST_SUITE_P(Sm90, Spmm, testing::ValuesIn(sm90_cases()));
+
+class Fused : public testing::TestWithParam<std::tuple<std::string, Activation>> {};
+
+TEST_P(Fused, BiasActivationAndPreactivation) {
+  const auto& [kernel, activation] = GetParam();
+  const Layer l({.out = 192, .in = 256, .block_height = 64, .block_width = 64, .tokens = 200}, 3);
+  const DeviceLayer d(l);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const DeviceBuffer pre(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Forced forced(kernel);
+  ForwardArgs a = forward_args(l, d, y.data());
+  a.activation = activation;
+  a.preactivation = pre.data();
+  const Status s = forward(a, nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  const Expected e = l.forward();
+  expect_close(pre, l.c.dtype, e, l.c.tokens, l.c.out, 0, l.c.in, Activation::none, DataType::f32);
+  expect_close(y, l.c.dtype, e, l.c.tokens, l.c.out, 0, l.c.in, activation, DataType::f32);
+}
+
+TEST_P(Fused, WithoutBiasAndPlan) {
+  const auto& [kernel, activation] = GetParam();
+  Layer l({.out = 96, .in = 96, .block_height = 32, .block_width = 32, .tokens = 100}, 4);
+  l.bias.assign(l.bias.size(), 0);
+  const DeviceLayer d(l, false);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Forced forced(kernel);
+  ForwardArgs a = forward_args(l, d, y.data());
+  a.plan = nullptr;
+  a.bias = nullptr;
+  a.activation = activation;
+  const Status s = forward(a, nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  expect_close(y, l.c.dtype, l.forward(), l.c.tokens, l.c.out, 0, l.c.in, activation,
+               DataType::f32);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, Fused,
+                         testing::Combine(testing::Values("generic_spmm", "sm90_spmm"),
+                                          testing::Values(Activation::none, Activation::relu,
+                                                          Activation::gelu, Activation::gelu_tanh,
+                                                          Activation::silu)));
+
+TEST(SpmmDispatch, RefusesAForcedKernelInASentence) {
+  const Layer l({.out = 50, .in = 70, .block_height = 16, .block_width = 24}, 5);
+  const DeviceLayer d(l);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Forced forced("sm90_spmm");
+  const Status s = forward(forward_args(l, d, y.data()), nullptr);
+  EXPECT_EQ(s.code(), StatusCode::unsupported);
+  EXPECT_NE(s.message().find("BLOCK_SPARSE_FORCE=sm90_spmm"), std::string::npos) << s.message();
+}
+
+TEST(SpmmDispatch, OddAlignmentGoesToAKernelThatTakesIt) {
+  const Layer l({.out = 64, .in = 64, .tokens = 9, .gap = 3}, 6);
+  const DeviceLayer d(l);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Status s = forward(forward_args(l, d, y.data()), nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  expect_close(y, l.c.dtype, l.forward(), l.c.tokens, l.c.out, l.c.gap, l.c.in, Activation::none,
+               DataType::f32);
+}
+
+}  // namespace
+}  // namespace block_sparse::cuda::test
