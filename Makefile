@@ -73,6 +73,8 @@ format: $(VENV)/.requirements  ## format everything in place
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: build  ## measure every product against nn.Linear, torch BSR and libxsmm
+	@[ -f build/bench/build.ninja ] || $(TOOLS) cmake --preset bench
+	@$(TOOLS) cmake --build --preset bench --target benchmark_peers
 	@$(BIN)/python -m benchmarks.python $(ARGS)
 
 demo: $(VENV)/.package  ## train a sparse RoBERTa beside its dense twin [SIZE=small|roberta] [TEXT=path]

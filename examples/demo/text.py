@@ -143,7 +143,8 @@ def _read(path: Path) -> str | None:
 
 def _split(source: str, files: Iterator[tuple[str, str]]) -> Corpus:
     """Every tenth file, chosen by a checksum of its name, is held out."""
-    training, held_out = [], []
+    training: list[str] = []
+    held_out: list[str] = []
     for name, text in files:
         share = zlib.crc32(name.encode()) / 2**32
         (held_out if share < HELD_OUT_SHARE else training).append(text)
@@ -157,7 +158,7 @@ def _split(source: str, files: Iterator[tuple[str, str]]) -> Corpus:
 
 def _sequences(bpe: Tokenizer, texts: list[str], length: int) -> torch.Tensor:
     """All texts, each ended by </s>, cut into rows of <s> and length - 1 tokens."""
-    start, end = bpe.token_to_id("<s>"), bpe.token_to_id("</s>")
+    start, end = SPECIAL_TOKENS.index("<s>"), SPECIAL_TOKENS.index("</s>")
     ids: list[int] = []
     for encoding in bpe.encode_batch(texts, add_special_tokens=False):
         ids += encoding.ids

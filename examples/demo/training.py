@@ -151,4 +151,6 @@ def held_out_batches(size: Size, corpus: TokenizedCorpus, seed: int) -> list[Bat
     )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(corpus.held_out), generator=generator)[: size.held_out_sequences]
-    return [dict(collator(list(corpus.held_out[rows]))) for rows in order.split(size.batch_size)]
+    return [
+        dict(collator(list(corpus.held_out[rows]))) for rows in torch.split(order, size.batch_size)
+    ]
