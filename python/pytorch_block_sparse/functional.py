@@ -85,7 +85,8 @@ def linear(
     options = out_features, activation, allow_tf32
     differentiated = needs_grad(x, values, bias)
     y: Tensor
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    traced = torch.compiler.is_compiling() or x.is_meta  # autocast knows no meta device
+    if traced or torch.is_autocast_enabled(x.device.type):
         # The operator stays whole in a traced graph; its own kernels know the rest.
         if differentiated and preactivation == "save" and activation in NEED_PREACTIVATION:
             y, _ = _linear_preactivation(x, values, weight.index, bias, *options)
