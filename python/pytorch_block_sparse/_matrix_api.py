@@ -257,6 +257,7 @@ class BlockMatrix(nn.Module):
             self._stored_blocks(data_replace),
             (*self._grid, *self.block_shape),
             is_coalesced=True,
+            check_invariants=False,  # `refresh` has checked the index
         )
 
     def block_mask_build(self, block_positions: Tensor | None = None) -> Tensor:

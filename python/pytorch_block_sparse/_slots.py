@@ -105,18 +105,16 @@ class SlotStorage(BlockMatrix):
         Raises:
             ValueError: in one sentence, if they are no valid pattern; then products refuse.
         """
-        if self.crow_indices.is_meta:
-            self._ready = False
-            return
         self._ready = False
+        if self.crow_indices.is_meta:
+            return
         device = self.crow_indices.device
         check_index(self.crow_indices, self.col_indices, self.block_ids, self.slots, self._grid)
         saved = [self._buffers[name].cpu() for name in SAVED_INDEX]  # type: ignore[union-attr]
         derived = torch.ops.block_sparse.pattern_transpose(*saved, self._grid[1])
         for name, tensor in zip(DERIVED_INDEX, derived, strict=False):
             self._buffers[name] = _written(self._buffers[name], tensor, device)
-        if self.plan.device != device:
-            self._buffers["plan"] = self.plan.to(device)
+        self._buffers["plan"] = _written(self.plan, saved[0].new_zeros(0), device)
         self._n_blocks = int(saved[0][-1])
         self._ready = True
 

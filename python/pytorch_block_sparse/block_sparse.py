@@ -210,7 +210,11 @@ class BlockSparseMatrix(SlotStorage):
         values = self.values[:n] if shared else self._stored_blocks()
         (r, c), (h, w) = self._grid, self.block_shape
         return torch.sparse_bsr_tensor(
-            self.crow_indices, self.col_indices[:n], values.detach(), (r * h, c * w)
+            self.crow_indices,
+            self.col_indices[:n],
+            values.detach(),
+            (r * h, c * w),
+            check_invariants=False,  # `refresh` has checked the index
         )
 
     @classmethod
