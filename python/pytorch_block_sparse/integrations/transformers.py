@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,37 +62,56 @@ class SavedLayer:
 
     @classmethod
     def of(cls, name: str, entry: object) -> SavedLayer:
-        """Checks the entry of layer `name`, as read from JSON."""
+        """Checks the entry of layer `name`, as read from JSON.
 
-        def expect(ok: bool, what: str, expected: str) -> None:
-            if not ok:
-                got = entry.get(what) if isinstance(entry, Mapping) else entry
+        Raises:
+            ValueError: in one sentence, if it is not what `json` makes of a `SavedLayer`.
+        """
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"quantization_config: layer {name!r} is {entry!r}, expected a JSON object"
+            )
+        for key, value in entry.items():
+            valid, expected = _CHECKS.get(key, (None, ""))
+            if valid is None:
                 raise ValueError(
-                    f"quantization_config: {what} of layer {name!r} is {got!r}, expected {expected}"
+                    f"quantization_config: layer {name!r} has the unknown key {key!r}, expected "
+                    f"keys among {', '.join(_CHECKS)}"
                 )
-
-        expect(isinstance(entry, Mapping), "the entry", "a JSON object")
-        fields: dict[str, Any] = dict(entry)  # type: ignore[call-overload]
-        known = {field.name for field in dataclasses.fields(cls)}
-        for key in fields.keys() - known:
-            expect(False, key, f"no such key in format {FORMAT_VERSION}")
-        for key in ("shape", "block"):
-            sides = fields.get(key, ())
-            is_pair = isinstance(sides, (list, tuple)) and len(sides) == 2
-            expect(is_pair and all(_is_count(side) for side in sides), key, "two positive integers")
-            fields[key] = tuple(sides)
-        expect(_is_count(fields.get("slots")), "slots", "a positive integer")
-        for key in ("bias", "fused", "pseudo"):
-            expect(isinstance(fields.setdefault(key, False), bool), key, "true or false")
-        activation = fields.setdefault("activation", "none")
-        expect(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}")
-        kept = fields.setdefault("preactivation", "save")
-        expect(kept in PREACTIVATIONS, "preactivation", f"one of {', '.join(PREACTIVATIONS)}")
-        return cls(**fields)
+            if not valid(value):
+                raise ValueError(
+                    f"quantization_config: {key} of layer {name!r} is {value!r}, expected "
+                    f"{expected}"
+                )
+        missing = [key for key in ("shape", "block", "slots", "bias") if key not in entry]
+        if missing:
+            raise ValueError(f"quantization_config: layer {name!r} lacks {', '.join(missing)}")
+        pairs = {key: tuple(entry[key]) for key in ("shape", "block")}
+        return cls(**{**entry, **pairs})
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+_CHECKS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "shape": (_is_pair, "two positive integers"),
+    "block": (_is_pair, "two positive integers"),
+    "slots": (_is_count, "a positive integer"),
+    "bias": (_is_bool, "true or false"),
+    "activation": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+    "preactivation": (lambda value: value in PREACTIVATIONS, " or ".join(PREACTIVATIONS)),
+    "fused": (_is_bool, "true or false"),
+    "pseudo": (_is_bool, "true or false"),
+}
 
 
 class BlockSparseConfig(QuantizationConfigMixin):
@@ -337,7 +356,7 @@ class BlockSparseQuantizer(HfQuantizer):
         # refuses to quantized models (`half()`, training, a compiled Trainer) need be refused.
         del model.hf_quantizer, model.quantization_method, model.is_quantized
         for module in model.modules():
-            config = getattr(module, "config", None)
+            config: Any = getattr(module, "config", None)
             if hasattr(config, "_is_quantized"):
                 del config._is_quantized
         model.config.quantization_config = BlockSparseConfig.for_model(model)

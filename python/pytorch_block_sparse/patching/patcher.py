@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .._validation import as_mask
+from ..block_sparse import stored_parameters
 from ..density import block_grid, erk_block_counts
 from ..functional import Activation
 from ..integrations import describe_model, foreign_quantization
@@ -314,19 +315,15 @@ def _plan_blocks(plan: list[_Replacement]) -> None:
                 item.blocks = count
 
 
-def _report(item: _Replacement, layer: Any) -> PatchedLayer:
-    shape, block_shape = item.shape, item.config.block_shape
-    bias = 0 if layer.bias is None else layer.bias.numel()
-    dense = math.prod(shape)
-    pseudo = item.config.pseudo_linear
+def _report(item: _Replacement, layer: nn.Module) -> PatchedLayer:
     return PatchedLayer(
         name=item.names[0],
-        shape=shape,
-        block_shape=block_shape,
+        shape=item.shape,
+        block_shape=item.config.block_shape,
         blocks=item.blocks,
-        total_blocks=math.prod(block_grid(shape, block_shape)),
-        parameters_before=dense + bias,
-        parameters_after=(dense if pseudo else layer.weight.stored_weights()) + bias,
+        total_blocks=math.prod(block_grid(item.shape, item.config.block_shape)),
+        parameters_before=sum(parameter.numel() for parameter in item.module.parameters()),
+        parameters_after=stored_parameters(layer),
         activation=item.activation,
-        pseudo_linear=pseudo,
+        pseudo_linear=item.config.pseudo_linear,
     )
