@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -17,6 +18,15 @@ from pytorch_block_sparse.patching.layers import is_conv1d
 
 HIDDEN, INNER, HEADS, LAYERS, VOCABULARY = 64, 128, 4, 2, 97
 BATCH, LENGTH = 2, 12
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For files that import it: such small models are slower on many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -260,28 +260,28 @@ def _refuse_wrapped(model: nn.Module) -> None:
 
 
 def _plan_fusion(item: _Replacement, model: nn.Module) -> None:
+    """Notes the activation that moves into the layer, if it is the first one of a known MLP."""
+    places = {}  # parent module -> (its name, attribute); more than one if the layer is shared
     for name in item.names:
         parent_name, _, attribute = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
+        places[model.get_submodule(parent_name)] = (parent_name, attribute)
+    for parent, (parent_name, attribute) in places.items():
         found = fusible(parent)
         if found is None or found[0] != attribute:
             continue
-        if len(item.names) > 1:
-            raise ValueError(
-                f"Cannot fuse the activation of {parent_name}: its layer {attribute} is shared, "
-                f"as {' and '.join(item.names)}"
-            )
+        error = f"Cannot fuse the activation of {parent_name}"
+        if len(places) > 1:
+            raise ValueError(f"{error}: its {attribute} is shared, as {' and '.join(item.names)}")
         if item.config.activation != "none":
             raise ValueError(
-                f"Cannot fuse the activation of {parent_name}: the configuration of {name} says "
+                f"{error}: the configuration of its {attribute} says "
                 f"activation={item.config.activation!r} already, expected 'none'"
             )
         function = getattr(parent, found[1])
         activation = activation_name(function)
         if activation is None:
             raise ValueError(
-                f"Cannot fuse the activation of {parent_name}: {found[1]} is {function}, "
-                f"expected one of {', '.join(ACTIVATIONS)}"
+                f"{error}: {found[1]} is {function}, expected one of {', '.join(ACTIVATIONS)}"
             )
         item.activation = activation
         item.fused_in = parent
