@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from . import _compile as _compile
 from . import _library
 from ._autograd import BlockSparseLinear, below_autograd, cast_for_autocast, needs_grad
 
