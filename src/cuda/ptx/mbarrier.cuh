@@ -25,13 +25,15 @@ __device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
                : "memory");
 }
 
-/// Arrives at the barrier at the same place in CTA `rank` of the cluster.
+/// Arrives at the barrier at the same place in CTA `rank` of the cluster. It
+/// releases no ordinary writes to the cluster: `.release.cluster` would cost a
+/// fence of all memory, and the callers only say that they have finished reading.
 __device__ __forceinline__ void barrier_arrive_cluster(std::uint64_t* barrier, unsigned rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
@@ -45,14 +47,13 @@ __device__ __forceinline__ void barrier_expect(std::uint64_t* barrier, unsigned 
                : "memory");
 }
 
-/// Waits for the completion of the phase of this parity. Acquires at cluster
-/// scope, since a CTA's peer may have arrived last.
+/// Waits for the completion of the phase of this parity.
 __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
       "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@done bra finished;\n"
       "bra again;\n"
       "finished:\n"

@@ -116,6 +116,12 @@ struct Multiplier {
       const unsigned present = __shfl_sync(~0u, meta.present, 0);
       ring.advance();
       if ((present & mine) == 0) {
+        // A stage held over several that are not ours would stop the ring.
+        if (in_flight >= 0) {
+          ptx::wgmma_wait<0>();
+          release(in_flight);
+          in_flight = -1;
+        }
         release(stage);
         continue;
       }
