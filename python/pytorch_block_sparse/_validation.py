@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def describe(value: object) -> str:
     """A short name of what came, for a message: the dtype and shape of a tensor, else its repr."""
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+        layout = "" if value.layout == torch.strided else f" {value.layout}"
+        return f"a {value.dtype}{layout} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def as_pair(value: object, name: str) -> tuple[int, int]:

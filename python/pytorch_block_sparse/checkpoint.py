@@ -23,6 +23,7 @@ meaning.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +54,17 @@ def keys_of_0_1(state_dict: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def convert_matrix(
-    state_dict: Mapping[str, Any], prefix: str, block_shape: tuple[int, int] | None = None
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    grid: tuple[int, int] | None = None,
+    block_shape: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
     """One matrix of 0.1 as `values`, `crow_indices`, `col_indices`, `block_ids` (below `prefix`).
 
     Args:
         state_dict: holds the entries of 0.1 below `prefix`; it is not changed.
         prefix: for example ``"encoder.dense.weight."``.
+        grid: (R, C) that is expected; read off the pointers if None.
         block_shape: (h, w) that is expected; read off `data` if None.
 
     Raises:
@@ -78,31 +83,38 @@ def convert_matrix(
         raise ValueError(f"{prefix}data is {describe(data)}, expected a floating tensor (n·h, w)")
     for key, entry in entries.items():
         plain = isinstance(entry, Tensor) and entry.layout == torch.strided
-        if not plain or entry.dtype != torch.int32 or entry.is_meta:
-            raise ValueError(f"{prefix}{key} is {describe(entry)}, expected a torch.int32 tensor")
+        if not plain or entry.dtype != torch.int32 or entry.is_meta or entry.numel() == 0:
+            raise ValueError(
+                f"{prefix}{key} is {describe(entry)}, expected a torch.int32 tensor that holds "
+                "something"
+            )
     cols_a, crow, rows_b, ccol, blocks = (entries[key].cpu() for key in _INDEX_OF_0_1)
-    n = cols_a.shape[0] if cols_a.ndim == 2 else 0
-    h, w = block_shape or (data.shape[0] // max(n, 1), data.shape[1])
-    grid = (crow.numel() - 1, ccol.numel() - 1)
+    n = cols_a.shape[0]
+    h, w = block_shape or (data.shape[0] // n, data.shape[1])
+    rows, cols = grid or (crow.numel() - 1, ccol.numel() - 1)
     for key, entry, shape in (
         ("data", data, (n * h, w)),
         ("cols_a", cols_a, (n, 2)),
+        ("row_start_ends_a", crow, (rows + 1,)),
         ("rows_b", rows_b, (n, 2)),
-        ("row_start_ends_a", crow, (grid[0] + 1,)),
-        ("col_start_ends_b", ccol, (grid[1] + 1,)),
+        ("col_start_ends_b", ccol, (cols + 1,)),
         ("blocks", blocks, (2 * n,)),
     ):
-        if n == 0 or min(grid) < 1 or tuple(entry.shape) != shape:
+        if tuple(entry.shape) != shape:
             raise ValueError(
                 f"{prefix}{key} is {describe(entry)}, expected the shape {shape} of a matrix of "
-                f"{grid[0]} x {grid[1]} blocks ({h}, {w}), {n} of them stored"
+                f"{rows} x {cols} blocks ({h}, {w}), {n} of them stored"
             )
     col, ids = (column.contiguous() for column in cols_a.unbind(1))
-    check_index(crow, col, ids, n, grid, prefix)
+    try:
+        check_index(crow, col, ids, n, (rows, cols), prefix)
+    except ValueError as error:
+        raise ValueError(_in_names_of_0_1(str(error))) from None
     _check_redundant(crow, col, ids, rows_b, ccol, blocks, prefix)
     values = data.reshape(n, w, h).transpose(1, 2).contiguous()
     if prefix + _DENSE_OF_0_1 in state_dict:
-        values = _values_of_dense(state_dict[prefix + _DENSE_OF_0_1], blocks, grid, (h, w), prefix)
+        dense = state_dict[prefix + _DENSE_OF_0_1]
+        values = _values_of_dense(dense, blocks, (rows * h, cols * w), (h, w), prefix)
     return {
         prefix + "values": values,
         prefix + "crow_indices": crow.to(data.device),
@@ -128,7 +140,8 @@ def entries_of_matrix(
     """
     entries = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
     if is_matrix_of_0_1(entries, prefix):
-        converted = convert_matrix(entries, prefix, matrix.block_shape)
+        rows, cols = matrix.blocks_count()
+        converted = convert_matrix(entries, prefix, (rows, cols), matrix.block_shape)
         for key in keys_of_0_1(entries, prefix):
             del entries[key]
         entries |= converted
@@ -224,11 +237,22 @@ def _check_redundant(
             )
 
 
+def _in_names_of_0_1(sentence: str) -> str:
+    """A sentence about the index, by the names that it has in a file of 0.1."""
+    for name, name_of_0_1 in (
+        (r"\bcrow_indices", "row_start_ends_a"),
+        (r"\bcol_indices\[(\d+)\]", r"cols_a[\1, 0]"),
+        (r"\bblock_ids\[(\d+)\]", r"cols_a[\1, 1]"),
+        (r"slots of values", "blocks of data"),
+    ):
+        sentence = re.sub(name, name_of_0_1, sentence)
+    return sentence
+
+
 def _values_of_dense(
-    dense: Any, blocks: Tensor, grid: tuple[int, int], block_shape: tuple[int, int], prefix: str
+    dense: Any, blocks: Tensor, shape: tuple[int, int], block_shape: tuple[int, int], prefix: str
 ) -> Tensor:
-    """The trained values of a matrix that 0.1 emulated, in the order of `blocks`."""
-    shape = (grid[0] * block_shape[0], grid[1] * block_shape[1])
+    """The trained values of a matrix (X, Y) that 0.1 emulated, in the order of `blocks`."""
     if not isinstance(dense, Tensor) or dense.shape != shape or not dense.is_floating_point():
         raise ValueError(
             f"{prefix}{_DENSE_OF_0_1} is {describe(dense)}, expected a floating tensor {shape}"
