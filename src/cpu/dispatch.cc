@@ -6,6 +6,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "cpu/sddmm/schedule.h"
+#include "cpu/spmm/schedule.h"
 #include "reference/reference.h"
 
 namespace block_sparse::cpu {
@@ -13,6 +15,15 @@ namespace {
 
 template <class Args>
 const char* refuse_nothing(const Args&) {
+  return nullptr;
+}
+
+/// Kernels that cut blocks into tiles of 16.
+template <class Args>
+const char* refuse_tiles(const Args& args) {
+  if (args.dtype == DataType::f64) return "it computes in f32";
+  if (args.pattern.block_height % 16 != 0) return "the block height is no multiple of 16";
+  if (args.pattern.block_width % 16 != 0) return "the block width is no multiple of 16";
   return nullptr;
 }
 

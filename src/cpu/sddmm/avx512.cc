@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/simd/avx512.h"
+
+#include "cpu/sddmm/tiles.h"
+
+namespace block_sparse::cpu::sddmm {
+
+const Kernels avx512_kernels = {sizeof(Scratch), pack<Avx512>, multiply<Avx512>, narrow<Avx512>,
+                                squares};
+
+}  // namespace block_sparse::cpu::sddmm

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "block_sparse/types.h"
+#include "cpu/range.h"
+
+/// Weight gradient and block norms: blocks of dyᵀ x, each summed over the tokens.
+/// Tokens come in passes: x is packed once for all blocks of a pass, blocks
+/// accumulate in f32 over the passes, and a finish writes 16-bit results or norms.
+namespace block_sparse::cpu::sddmm {
+
+struct Operands {
+  DataType dtype;  // of dy and x
+  std::int64_t rows;
+  std::int64_t cols;
+  std::int64_t block_height;  // a multiple of 16
+  std::int64_t block_width;   // a multiple of 16
+
+  // Block i of BSR order; null for all blocks of the grid, row by row.
+  const std::int32_t* crow_indices;
+  const std::int32_t* col_indices;
+
+  /// Accumulators of block i: c + (ids ? ids[i] : i - first_block) * block size.
+  float* c;
+  const std::int32_t* ids;
+  std::int64_t first_block;
+
+  // One pass: dy and x at its first token.
+  std::int64_t tokens;
+  const void* dy;
+  std::int64_t lddy;
+  const void* x;
+  std::int64_t ldx;
+  float* packed_x;  // x in strips of (tokens, strip width), zeros behind cols
+  bool start_from_zero;
+
+  std::int64_t block_rows() const { return (rows + block_height - 1) / block_height; }
+  std::int64_t block_cols() const { return (cols + block_width - 1) / block_width; }
+  float* accumulators(std::int64_t block) const {
+    const std::int64_t place = ids != nullptr ? ids[block] : block - first_block;
+    return c + place * block_height * block_width;
+  }
+};
+
+/// Where the sums of a block go once they are complete.
+struct Destination {
+  DataType dtype;  // bf16 or f16
+  bool accumulate;
+  void* dvalues;  // of the block: (block_height, block_width), padding included
+};
+
+/// The part of a block that exists.
+struct Extent {
+  std::int64_t rows;
+  std::int64_t cols;
+};
+
+/// What one instruction set offers.
+struct Kernels {
+  std::size_t scratch_bytes;
+  /// Fills packed_x for these block columns.
+  void (*pack)(const Operands& operands, Range block_cols);
+  /// Adds the pass to the accumulators of these blocks.
+  void (*multiply)(const Operands& operands, Range blocks, void* scratch);
+  /// sums (valid part of block_height, block_width) to 16 bits.
+  void (*narrow)(const float* sums, Extent block, Extent valid, const Destination& to);
+  /// Sum of squares of the valid part.
+  double (*squares)(const float* sums, Extent block, Extent valid);
+};
+
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+
+}  // namespace block_sparse::cpu::sddmm

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/simd/avx512.h"
+
+#include "cpu/spmm/tiles.h"
+
+namespace block_sparse::cpu::spmm {
+
+const Kernels avx512_kernels = {Avx512::panel, sizeof(Scratch<Avx512>), block<Avx512>,
+                                widen<Avx512>};
+
+}  // namespace block_sparse::cpu::spmm

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "block_sparse/executor.h"
+#include "block_sparse/products.h"
+#include "cpu/spmm/spmm.h"
+
+namespace block_sparse::cpu::spmm {
+
+/// How a product is cut for several threads: into token_parts x (boundaries of
+/// lines - 1) pieces, tokens outermost.
+struct Plan {
+  std::int64_t token_parts = 1;
+  std::vector<std::int64_t> line_bounds;
+  double cost = 0;  // estimated cycles of the slowest thread, per element of a block
+
+  std::int64_t line_parts() const { return static_cast<std::int64_t>(line_bounds.size()) - 1; }
+};
+
+/// The cut with the least estimated time on `threads` threads.
+Plan plan(const std::int32_t* pointers, std::int64_t lines, std::int64_t tokens, std::int64_t panel,
+          int threads);
+
+template <const Kernels& kernels>
+Status forward(const ForwardArgs& args, const Executor& executor);
+template <const Kernels& kernels>
+Status input_gradient(const InputGradientArgs& args, const Executor& executor);
+
+}  // namespace block_sparse::cpu::spmm

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "block_sparse/types.h"
+#include "cpu/range.h"
+
+/// Forward and input gradient are one product: y (tokens, outputs) = a W', where
+/// W' is cut into lines of outputs (block rows of W in forward, block columns
+/// in the input gradient) and each line is a list of blocks over the reduced
+/// features.
+namespace block_sparse::cpu::spmm {
+
+struct Operands {
+  // Blocks of line i: pointers[i] to pointers[i + 1].
+  const std::int32_t* pointers;
+  const std::int32_t* indices;  // which block of reduced features
+  const std::int32_t* ids;      // slot in values
+  std::int64_t lines;
+  std::int64_t line_extent;    // outputs of a line, a multiple of 16
+  std::int64_t reduce_extent;  // reduced features of a block
+  std::int64_t outputs;        // the last line may be shorter
+  std::int64_t reduced;        // the last block may be narrower
+  /// Blocks are stored (outputs, reduced) in forward and (reduced, outputs) in
+  /// the input gradient.
+  bool outputs_first;
+  DataType dtype;  // of values, bias, preactivation, y
+  const void* values;
+
+  const float* a;  // (tokens, reduced)
+  std::int64_t lda;
+
+  const void* bias;  // (outputs), or null
+  Activation activation;
+  void* preactivation;  // like y, or null
+  void* y;
+  std::int64_t ldy;
+};
+
+/// What one instruction set offers.
+struct Kernels {
+  /// Tokens for which a packed piece of W is used before it is packed again.
+  std::int64_t panel;
+  /// Bytes of scratch, aligned to 64, that `block` works in.
+  std::size_t scratch_bytes;
+  /// y for these lines and tokens.
+  void (*block)(const Operands& operands, Range lines, Range tokens, void* scratch);
+  /// n elements of bf16 or f16 as f32; out holds n rounded up to 16.
+  void (*widen)(const void* in, DataType dtype, std::int64_t n, float* out);
+};
+
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+
+}  // namespace block_sparse::cpu::spmm

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "product_checks.h"
+
+/// Every fast kernel of the table, called by name whatever dispatch would
+/// choose. A kernel whose instructions the processor lacks is skipped visibly.
+namespace block_sparse {
+namespace {
+
+using test::BlockShape;
+using test::Matrix;
+using test::PatternArrays;
+using test::Random;
+
+template <class Args>
+std::vector<std::string> fast_kernels() {
+  std::vector<std::string> names;
+  for (const auto& kernel : cpu::kernels<Args>()) {
+    if (kernel.needs != 0) names.push_back(kernel.name);
+  }
+  return names;
+}
+
+template <class Args>
+const cpu::Kernel<Args>& kernel_named(const std::string& name) {
+  for (const auto& kernel : cpu::kernels<Args>()) {
+    if (kernel.name == name) return kernel;
+  }
+  return cpu::kernels<Args>().back();
+}
+
+/// A kernel as a product that calls nothing else: arguments that it refuses are a
+/// failure, but for numbers of tokens that it is not made for, which the
+/// reference takes over.
+template <class Args>
+test::Product<Args> product_of(const cpu::Kernel<Args>& kernel) {
+  return [&kernel](const Args& args, const Executor& executor) {
+    if (kernel.refuse(args) == nullptr) return kernel.run(args, executor);
+    Args few = args;
+    few.tokens = 1;
+    EXPECT_EQ(kernel.refuse(few), nullptr) << kernel.name << ": " << kernel.refuse(args);
+    return cpu::kernels<Args>().back().run(args, executor);
+  };
+}
+
+/// Around the heights of tiles (6, 12, 14, 28), and chunks (128).
+const std::vector<std::int64_t> token_counts = {0, 1, 2, 5, 6, 7, 13, 29, 127, 130};
+
+using Parameters = std::tuple<std::string, DataType, BlockShape>;
+
+std::string name_of_parameters(const testing::TestParamInfo<Parameters>& info) {
+  const auto& [kernel, type, block] = info.param;
+  return kernel + "_" + name_of(type) + "_" + std::to_string(block.height) + "x" +
+         std::to_string(block.width);
+}
+
+template <class Args>
+class KernelTest : public testing::TestWithParam<Parameters> {
+ protected:
+  void SetUp() override {
+    const cpu::Features missing = kernel().needs & ~cpu::detected_features();
+    if (missing != 0) {
+      GTEST_SKIP() << kernel().name << " needs " << cpu::to_string(missing)
+                   << ", which this processor lacks";
+    }
+  }
+  static const cpu::Kernel<Args>& kernel() { return kernel_named<Args>(std::get<0>(GetParam())); }
+  static test::Product<Args> product() { return product_of(kernel()); }
+  static DataType type() { return std::get<1>(GetParam()); }
+  static BlockShape block() { return std::get<2>(GetParam()); }
+};
+
+template <class Args>
+auto all_parameters() {
+  // 48: strips of 32 and 16. 80: more outputs than a group of 64.
+  return testing::Combine(
+      testing::ValuesIn(fast_kernels<Args>()),
+      testing::Values(DataType::f32, DataType::bf16, DataType::f16),
+      testing::Values(BlockShape{16, 16}, BlockShape{32, 32}, BlockShape{48, 16},
+                      BlockShape{16, 48}, BlockShape{80, 16}));
+}
+
+class ForwardKernels : public KernelTest<cpu::ForwardArgs> {};
+class InputGradientKernels : public KernelTest<cpu::InputGradientArgs> {};
+class WeightGradientKernels : public KernelTest<cpu::WeightGradientArgs> {};
+class BlockNormsKernels : public KernelTest<cpu::BlockNormsArgs> {};
+
+INSTANTIATE_TEST_SUITE_P(All, ForwardKernels, all_parameters<cpu::ForwardArgs>(),
+                         name_of_parameters);
+INSTANTIATE_TEST_SUITE_P(All, InputGradientKernels, all_parameters<cpu::InputGradientArgs>(),
+                         name_of_parameters);
+INSTANTIATE_TEST_SUITE_P(All, WeightGradientKernels, all_parameters<cpu::WeightGradientArgs>(),
+                         name_of_parameters);
+INSTANTIATE_TEST_SUITE_P(All, BlockNormsKernels, all_parameters<cpu::BlockNormsArgs>(),
+                         name_of_parameters);
+
+TEST_P(ForwardKernels, AgreeWithTheExactProduct) {
+  test::check_forward(product(), type(), block(), token_counts);
+}
+
+TEST_P(ForwardKernels, ApplyTheActivationToTheUnroundedSum) {
+  const auto [h, w] = block();
+  test::check_activations(product(), type(), {2 * h + 5, 3 * w, h, w}, 15);
+}
+
+TEST_P(InputGradientKernels, AgreeWithTheExactProduct) {
+  test::check_input_gradient(product(), type(), block(), token_counts);
+}
+
+TEST_P(WeightGradientKernels, AgreeWithTheExactProduct) {
+  test::check_weight_gradient(product(), type(), block(), {0, 1, 7, 130});
+}
+
+TEST_P(BlockNormsKernels, AgreeWithTheExactProduct) {
+  test::check_block_norms(product(), type(), block(), {0, 1, 7, 130});
+}
+
+}  // namespace
+}  // namespace block_sparse
