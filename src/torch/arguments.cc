@@ -49,7 +49,8 @@ std::optional<DataType> data_type_from(ScalarType type) {
   }
 }
 
-/// The stride that reaches every row of `tensor`, or nothing if there is none.
+/// The stride that reaches every row of `tensor`, or nothing if there is none
+/// or rows overlap (a backend may load past the end of a short row stride).
 std::optional<std::int64_t> row_stride_of(const Tensor& tensor, std::int64_t features) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
@@ -66,6 +67,8 @@ std::optional<std::int64_t> row_stride_of(const Tensor& tensor, std::int64_t fea
     }
     expected = strides[i] * sizes[i];
   }
+  if (stride && *stride < features) return std::nullopt;  // rows overlap: expand, unfold
+  if (stride && *stride < features) return std::nullopt;
   return stride.value_or(features);
 }
 
