@@ -7,6 +7,7 @@ result, so that it can be verified: y, dx, the dense or the blocked dW, and for 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -54,8 +55,10 @@ def torch_bsr(o: Operands) -> dict[str, Call]:
     if p.out_features % p.block_height or p.in_features % p.block_width:
         return {}
     weight = o.dense.weight.detach()
-    forward = weight.to_sparse_bsr((p.block_height, p.block_width))
-    backward = weight.T.contiguous().to_sparse_bsr((p.block_width, p.block_height))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse BSR tensor support is in beta")
+        forward = weight.to_sparse_bsr((p.block_height, p.block_width))
+        backward = weight.T.contiguous().to_sparse_bsr((p.block_width, p.block_height))
     bias = o.dense.bias
     return {
         "forward": lambda: nn.functional.linear(o.x, forward, bias),

@@ -67,7 +67,7 @@ class Libxsmm:
 
     def _bind(self, product: str, o: Operands, *arguments: Tensor | int) -> Call:
         """A call of the driver's function for `product`; the last argument is its result."""
-        function: Callable[..., int] = getattr(self._library, f"libxsmm_{product}")
+        function: Callable[..., int] = getattr(self._library, f"peer_{product}")
         p = o.problem
         problem = _Problem(p.tokens, p.out_features, p.in_features, p.block_height, p.block_width)
         converted = [

@@ -7,7 +7,6 @@ import datetime
 import os
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
-        "pytorch_block_sparse": metadata.version("pytorch-block-sparse"),
         "commit": _commit(),
         "load_before": os.getloadavg()[0],
     }

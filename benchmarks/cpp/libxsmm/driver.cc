@@ -66,7 +66,9 @@ int multiply(const float* input, std::int64_t ld_input, const float* const* bloc
     longest = std::max(longest, pointers[line + 1] - pointers[line]);
   }
   pool(threads).parallel_for(tiles * lines, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<const float*> operands(static_cast<std::size_t>(longest));
+    // libxsmm's code steps through its operands by changing these, so each thread has its own.
+    std::vector<const float*> weights(static_cast<std::size_t>(longest));
+    std::vector<const float*> inputs(static_cast<std::size_t>(longest));
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t t = task / lines;
       const std::int64_t line = task % lines;
@@ -80,12 +82,10 @@ int multiply(const float* input, std::int64_t ld_input, const float* const* bloc
         continue;
       }
       for (std::size_t i = 0; i < count; ++i) {
-        const std::int64_t column = inner[first + static_cast<std::int32_t>(i)];
-        operands[i] = input + t * tile * ld_input + column * k;
+        weights[i] = blocks[static_cast<std::size_t>(first) + i];
+        inputs[i] = input + t * tile * ld_input + inner[static_cast<std::size_t>(first) + i] * k;
       }
-      // libxsmm's interface wants pointers to mutable pointers, and changes neither.
-      (t + 1 == tiles ? last : full)(const_cast<const float**>(blocks + first), operands.data(),
-                                     out, &count);
+      (t + 1 == tiles ? last : full)(weights.data(), inputs.data(), out, &count);
     }
   });
   return 1;
@@ -93,27 +93,26 @@ int multiply(const float* input, std::int64_t ld_input, const float* const* bloc
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // y (tokens, out) = x Wᵀ. blocks[i]: block i in BSR order, transposed to row-major (in, out).
-int libxsmm_forward(const Problem* p, const float* x, const float* const* blocks,
-                    const std::int32_t* crow, const std::int32_t* col, float* y, int threads) {
+int peer_forward(const Problem* p, const float* x, const float* const* blocks,
+                 const std::int32_t* crow, const std::int32_t* col, float* y, int threads) {
   return multiply(x, p->in_features, blocks, crow, col, p->out_features / p->block_height,
                   p->block_height, p->block_width, p->tokens, y, threads);
 }
 
 // dx (tokens, in) = dy W. blocks[i]: block i in order of columns, row-major (out, in).
-int libxsmm_input_gradient(const Problem* p, const float* dy, const float* const* blocks,
-                           const std::int32_t* ccol, const std::int32_t* row, float* dx,
-                           int threads) {
+int peer_input_gradient(const Problem* p, const float* dy, const float* const* blocks,
+                        const std::int32_t* ccol, const std::int32_t* row, float* dx, int threads) {
   return multiply(dy, p->out_features, blocks, ccol, row, p->in_features / p->block_width,
                   p->block_width, p->block_height, p->tokens, dx, threads);
 }
 
 // dvalues[i] (out, in) = dy[:, rows]ᵀ x[:, columns] for block i of `count`.
-int libxsmm_weight_gradient(const Problem* p, const float* dy, const float* x,
-                            const std::int32_t* row, const std::int32_t* col, std::int64_t count,
-                            float* dvalues, int threads) {
+int peer_weight_gradient(const Problem* p, const float* dy, const float* x, const std::int32_t* row,
+                         const std::int32_t* col, std::int64_t count, float* dvalues, int threads) {
   const libxsmm_blasint lda = static_cast<libxsmm_blasint>(p->in_features);
   const libxsmm_blasint ldb = static_cast<libxsmm_blasint>(p->out_features);
   const libxsmm_blasint ldc = static_cast<libxsmm_blasint>(p->block_width);
@@ -133,3 +132,4 @@ int libxsmm_weight_gradient(const Problem* p, const float* dy, const float* x,
   return 1;
 }
 }
+#pragma GCC visibility pop
