@@ -47,6 +47,7 @@ std::pair<Tensor, std::optional<Tensor>> forward_with(const Tensor& x, const Ten
   cpu::ForwardArgs args;
   args.dtype = data_type_of(x, "x");
   args.activation = activation_from(activation);
+  if (out_features < 0) fail("out_features is ", out_features, "; expected at least 0");
   check_same_dtype(values, "values", args.dtype, "x");
   const Rows rows(x, "x");
   const BlockShape block = block_shape_of(values, "values");
@@ -98,6 +99,7 @@ Tensor linear_input_grad(const Tensor& grad, const Tensor& values, const std::ve
   cpu::InputGradientArgs args;
   args.dtype = data_type_of(grad, "grad");
   check_same_dtype(values, "values", args.dtype, "grad");
+  if (in_features < 0) fail("in_features is ", in_features, "; expected at least 0");
   const Rows rows(grad, "grad");
   const BlockShape block = block_shape_of(values, "values");
   args.pattern =
