@@ -6,6 +6,7 @@ Nothing here imports transformers by itself: importing it takes seconds, and man
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,7 @@ def register() -> None:
 
 
 def _register_quantizer() -> None:
-    from .transformers import register_quantizer
-
-    register_quantizer()
+    importlib.import_module(".transformers", __package__)  # which registers
 
 
 def describe_model(model: nn.Module) -> None:

@@ -246,7 +246,7 @@ def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> li
     Raises:
         ValueError: if `model` has no such layer, or it is not a linear layer of that shape.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(model.named_modules())
     built = []
     for saved_name, layer in layers.items():
         name = _resolve(saved_name, modules, model.base_model_prefix)
@@ -256,14 +256,10 @@ def build_layers(model: PreTrainedModel, layers: Mapping[str, SavedLayer]) -> li
                     f"quantization_config: layer {saved_name!r} is not in {type(model).__name__}"
                 )
             continue
-        dense, sparse = modules[name], _empty_layer(saved_name, modules[name], layer)
+        parent_name, _, attribute = name.rpartition(".")
+        setattr(modules[parent_name], attribute, _empty_layer(saved_name, modules[name], layer))
         if layer.fused:
-            parent_name, _, attribute = name.rpartition(".")
             _fuse_activation(saved_name, modules[parent_name], attribute, layer.activation)
-        for alias in [alias for alias, module in modules.items() if module is dense]:
-            parent_name, _, attribute = alias.rpartition(".")
-            setattr(modules[parent_name], attribute, sparse)
-            modules[alias] = sparse
         built.append(name)
     return built
 
@@ -414,10 +410,11 @@ def _finish_loading(name: str, layer: nn.Module) -> None:
 def describe(model: PreTrainedModel) -> None:
     """Makes `model.config.quantization_config` describe the block-sparse layers of `model`.
 
-    The configuration is copied first: a dense twin may have been made from the same object.
+    The configuration is copied first: a dense twin may have been made from the same object. A
+    model without such layers is left alone.
     """
     own = getattr(model.config, "quantization_config", None)
-    if isinstance(own, BlockSparseConfig) and own.describes(model):
+    if (isinstance(own, BlockSparseConfig) and own.describes(model)) or not saved_layers(model):
         return
     copies: dict[int, Any] = {}  # old configuration, by id, -> new one, nested ones too
     config = copy.deepcopy(model.config, copies)
@@ -437,7 +434,7 @@ def foreign_method(model: PreTrainedModel) -> str | None:
     return None if method == METHOD else str(getattr(method, "value", method))
 
 
-def register_quantizer() -> None:
-    """Adds the quantizer and its configuration to the tables of transformers."""
-    AUTO_QUANTIZER_MAPPING[METHOD] = BlockSparseQuantizer
-    AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BlockSparseConfig
+# Here and not in a function that others call: when this module is imported before transformers, it
+# is not complete yet when transformers has been, and only its own end is the right moment.
+AUTO_QUANTIZER_MAPPING[METHOD] = BlockSparseQuantizer
+AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BlockSparseConfig
