@@ -9,7 +9,6 @@ text, compares them, saves the sparse one and loads it back in a new process.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -19,13 +18,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import RobertaForMaskedLM
 from transformers.utils import logging as transformers_logging
 
-from pytorch_block_sparse import BlockSparseLinear, BlockSparseModelPatcher
+from pytorch_block_sparse import BlockSparseLinear
 
 from . import reload, report, text
-from .sizes import SIZES, SPARSE_LAYERS, Size
+from .models import build_twins
+from .sizes import SIZES, Size
 from .training import Twin, train
 
 
@@ -53,16 +52,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps {options.steps}: expected at least 1")
     return options
-
-
-def build_twins(size: Size, density: float, block: int) -> tuple[Twin, Twin]:
-    """The dense model and a copy of it with the layers of SPARSE_LAYERS made sparse."""
-    model = RobertaForMaskedLM(size.model_config())
-    sparse = copy.deepcopy(model)
-    patcher = BlockSparseModelPatcher()
-    patcher.add_pattern(SPARSE_LAYERS, {"density": density, "block_shape": (block, block)})
-    patcher.patch_model(sparse)
-    return Twin.create("dense", model, size), Twin.create("sparse", sparse, size)
 
 
 def train_with_progress(
@@ -105,12 +94,11 @@ def save_and_reload(sparse: Twin, corpus: text.TokenizedCorpus, output: Path) ->
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     size = SIZES[options.size]
     if options.steps is not None:
         size = replace(size, steps=options.steps)
-    # Progress bars of its own, on saving and loading, would break ours.
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # while saving; ours are enough
     torch.manual_seed(options.seed)
 
     try:
@@ -122,11 +110,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     console.print(
         f"text: {raw.source}: {corpus.training.numel():,} tokens to train on, "
-        f"{corpus.held_out.numel():,} held out",
-        highlight=False,
+        f"{corpus.held_out.numel():,} held out"
     )
 
-    dense, sparse = build_twins(size, options.density, options.block)
+    dense, sparse = build_twins(size, corpus, options.density, options.block)
     layers = {
         name: layer
         for name, layer in sparse.model.named_modules()

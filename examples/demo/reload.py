@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 import pytorch_block_sparse  # noqa: F401  (teaches from_pretrained to read block-sparse models)
 
@@ -26,6 +27,7 @@ def save_sample(model: PreTrainedModel, input_ids: torch.Tensor, path: Path) -> 
 @torch.no_grad()
 def largest_difference(folder: Path, sample: Path) -> float:
     """Between the saved logits and those of the model loaded from `folder`; 0 if bit for bit."""
+    transformers_logging.disable_progress_bar()
     expected = load_file(sample)
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     logits = model(input_ids=expected["input_ids"]).logits

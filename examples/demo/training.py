@@ -123,7 +123,7 @@ def train(
 
 
 def training_batches(size: Size, corpus: TokenizedCorpus, seed: int) -> Iterator[Batch]:
-    """Batches in a shuffled order, masked as BERT was: 80% <mask>, 10% random, 10% kept."""
+    """Shuffled, and masked as BERT was: 80% <mask>, 10% another token, 10% left as it is."""
     collator = DataCollatorForLanguageModeling(
         corpus.tokenizer, mlm_probability=size.masked_share, seed=seed
     )
@@ -139,8 +139,8 @@ def training_batches(size: Size, corpus: TokenizedCorpus, seed: int) -> Iterator
 def held_out_batches(size: Size, corpus: TokenizedCorpus, seed: int) -> list[Batch]:
     """Held-out sequences in which every token that is asked for is hidden.
 
-    Training leaves a tenth of them visible; here none is, so that the loss compares with the
-    unigram entropy, which knows nothing of the token either.
+    Training leaves some of them visible. Here none is, so that the loss compares with the unigram
+    entropy, which knows nothing of the token either.
     """
     collator = DataCollatorForLanguageModeling(
         corpus.tokenizer,
