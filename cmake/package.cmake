@@ -7,8 +7,10 @@ set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/block_sparse)
 
 install(TARGETS block_sparse EXPORT block_sparse-targets
         ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT cpp)
+# cuda.h declares what the library of the CUDA backend defines, not this one.
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/block_sparse
-        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp FILES_MATCHING PATTERN "*.h")
+        DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT cpp
+        FILES_MATCHING PATTERN "*.h" PATTERN "cuda.h" EXCLUDE)
 install(EXPORT block_sparse-targets NAMESPACE block_sparse::
         DESTINATION ${package_dir} COMPONENT cpp)
 
@@ -21,3 +23,5 @@ write_basic_package_version_file(
 install(FILES ${PROJECT_BINARY_DIR}/block_sparse-config.cmake
               ${PROJECT_BINARY_DIR}/block_sparse-config-version.cmake
         DESTINATION ${package_dir} COMPONENT cpp)
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/block_sparse COMPONENT cpp)

@@ -64,7 +64,11 @@ std::vector<std::int64_t> partition_by_blocks(const std::int32_t* pointers, std:
 /// An owning pattern, with its transpose, for C++ programs.
 class Pattern {
  public:
-  /// Validates and takes a copy. `block_ids` empty means the identity.
+  /// Validates, takes a copy and transposes it. crow_indices has block rows + 1
+  /// entries; col_indices and block_ids one for each stored block, or up to one
+  /// for each slot as a saved layer has them: what lies beyond the stored blocks
+  /// is ignored. `block_ids` empty means the identity. `out` stays as it was
+  /// unless the status is ok.
   static Status create(std::int64_t rows, std::int64_t cols, std::int64_t block_height,
                        std::int64_t block_width, std::vector<std::int32_t> crow_indices,
                        std::vector<std::int32_t> col_indices, std::vector<std::int32_t> block_ids,

@@ -5,15 +5,25 @@
 #include <numeric>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "pattern/extents.h"
 
 namespace block_sparse {
 namespace {
 
-Status wrong_size(const char* name, std::size_t came, std::int64_t expected) {
-  return Status::invalid_argument(std::string(name) + " has " + std::to_string(came) +
-                                  " entries, expected " + std::to_string(expected));
+/// Cuts an array that may be as long as the slots down to the blocks.
+Status trim(const char* name, std::int64_t blocks, std::int64_t slots,
+            std::vector<std::int32_t>* array) {
+  const auto size = static_cast<std::int64_t>(array->size());
+  if (size < blocks || size > slots) {
+    return Status::invalid_argument(std::string(name) + " has " + std::to_string(size) +
+                                    " entries, expected from " + std::to_string(blocks) +
+                                    " (the stored blocks) to " + std::to_string(slots) +
+                                    " (the slots)");
+  }
+  array->resize(static_cast<std::size_t>(blocks));
+  return {};
 }
 
 }  // namespace
@@ -35,17 +45,22 @@ Status Pattern::create(std::int64_t rows, std::int64_t cols, std::int64_t block_
 
     const std::int64_t block_rows = made.extent_.n_block_rows();
     if (static_cast<std::int64_t>(crow_indices.size()) != block_rows + 1) {
-      return wrong_size("crow_indices", crow_indices.size(), block_rows + 1);
+      return Status::invalid_argument("crow_indices has " + std::to_string(crow_indices.size()) +
+                                      " entries, expected " + std::to_string(block_rows + 1) +
+                                      " (the block rows and one)");
     }
     const std::int64_t blocks = crow_indices.back();
-    if (static_cast<std::int64_t>(col_indices.size()) != blocks) {
-      return wrong_size("col_indices", col_indices.size(), blocks);
-    }
-    if (block_ids.empty()) {
-      block_ids.resize(col_indices.size());
-      std::iota(block_ids.begin(), block_ids.end(), 0);
-    } else if (block_ids.size() != col_indices.size()) {
-      return wrong_size("block_ids", block_ids.size(), blocks);
+    if (blocks >= 0 && blocks <= slots) {  // else validate() says what is wrong
+      if (block_ids.empty()) {
+        block_ids.resize(static_cast<std::size_t>(blocks));
+        std::iota(block_ids.begin(), block_ids.end(), 0);
+      }
+      if (Status status = trim("col_indices", blocks, slots, &col_indices); !status.ok()) {
+        return status;
+      }
+      if (Status status = trim("block_ids", blocks, slots, &block_ids); !status.ok()) {
+        return status;
+      }
     }
     made.crow_ = std::move(crow_indices);
     made.col_ = std::move(col_indices);

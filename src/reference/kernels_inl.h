@@ -39,6 +39,17 @@ inline void store(A* aligned, Vector<A> v) {
   *reinterpret_cast<Vector<A>*>(aligned) = v;
 }
 
+/// Halves are added until one lane is left, in an order that every call shares.
+template <class A>
+inline A total(Vector<A> v) {
+  A lane[lanes<A>];
+  __builtin_memcpy(lane, &v, sizeof(v));
+  for (std::int64_t half = lanes<A> / 2; half > 0; half /= 2) {
+    for (std::int64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
+  }
+  return lane[0];
+}
+
 /// G output features of one line, the first being feature `offset` of its blocks.
 template <class A, int G>
 void row_group(const Lines<A>& lines, const A* panel, std::int64_t line, std::int64_t offset,
@@ -109,9 +120,7 @@ void dot_group(const A* a, const A* b, std::int64_t length, A* out, std::int64_t
   }
   for (int g = 0; g < G; ++g) {
     for (int h = 0; h < H; ++h) {
-      A total = 0;
-      for (std::int64_t l = 0; l < lanes<A>; ++l) total += sum[g][h][l];
-      out[g * ldo + h] += total;
+      out[g * ldo + h] += total<A>(sum[g][h]);
     }
   }
 }

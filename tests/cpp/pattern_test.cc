@@ -298,20 +298,41 @@ TEST(Pattern, NumbersTheSlotsItself) {
             (std::vector<std::int32_t>{0, 1, 2, 3, 4}));
 }
 
+TEST(Pattern, IgnoresWhatLiesBeyondTheStoredBlocks) {
+  // As a layer saves them: an entry for each slot, the free slots last.
+  PatternArrays arrays = example();
+  arrays.col.resize(7, 0);
+  arrays.ids.push_back(3);
+  arrays.ids.push_back(5);
+  Pattern pattern;
+  ASSERT_TRUE(create(arrays, &pattern).ok());
+  EXPECT_EQ(pattern.view().n_blocks(), 5);
+  EXPECT_EQ(std::vector(pattern.view().t_block_ids, pattern.view().t_block_ids + 5),
+            example().t_ids);
+}
+
 TEST(Pattern, RefusesArraysOfTheWrongLength) {
   Pattern pattern;
   PatternArrays arrays = example();
   arrays.crow.push_back(5);
-  EXPECT_EQ(create(arrays, &pattern).message(), "crow_indices has 5 entries, expected 4");
+  EXPECT_EQ(create(arrays, &pattern).message(),
+            "crow_indices has 5 entries, expected 4 (the block rows and one)");
   arrays = example();
   arrays.crow.clear();
-  EXPECT_EQ(create(arrays, &pattern).message(), "crow_indices has 0 entries, expected 4");
+  EXPECT_EQ(create(arrays, &pattern).message(),
+            "crow_indices has 0 entries, expected 4 (the block rows and one)");
   arrays = example();
   arrays.col.pop_back();
-  EXPECT_EQ(create(arrays, &pattern).message(), "col_indices has 4 entries, expected 5");
+  EXPECT_EQ(create(arrays, &pattern).message(),
+            "col_indices has 4 entries, expected from 5 (the stored blocks) to 7 (the slots)");
   arrays = example();
-  arrays.ids.push_back(3);
-  EXPECT_EQ(create(arrays, &pattern).message(), "block_ids has 6 entries, expected 5");
+  arrays.ids.resize(8);
+  EXPECT_EQ(create(arrays, &pattern).message(),
+            "block_ids has 8 entries, expected from 5 (the stored blocks) to 7 (the slots)");
+  arrays = example();
+  arrays.crow[3] = -5;
+  EXPECT_EQ(create(arrays, &pattern).message(),
+            "crow_indices[3] is -5, expected at least the 2 before it");
   EXPECT_EQ(create(example(), nullptr).message(), "out is null, expected a Pattern to fill");
 }
 
