@@ -184,6 +184,7 @@ class SlotStorage(BlockMatrix):
         drop = drop.cpu().long()
         if drop.numel() and (int(drop.min()) < 0 or int(drop.max()) >= n):
             raise ValueError(f"drop is {drop.tolist()}, expected stored indices of 0 to {n - 1}")
+        check_shape(cols, (g,), "cols", "of rows")
         if values is not None:
             check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
         keep = torch.ones(n, dtype=torch.bool, device="cpu")

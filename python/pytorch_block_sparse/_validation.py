@@ -55,6 +55,12 @@ def check_shape(tensor: Tensor, shape: Sequence[int], name: str, meaning: str) -
         )
 
 
+def check_features(tensor: Tensor, features: int, name: str) -> None:
+    """Raises ValueError unless the last dimension of `tensor` is `features`."""
+    if tensor.shape[-1:] != (features,):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (..., {features})")
+
+
 def as_mask(mask: object, shape: tuple[int, int], name: str) -> Tensor:
     """A boolean mask of blocks as a CPU tensor `shape`, with at least one block in it."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import functional
 from ._matrix_api import join_blocks
 from ._slots import SlotStorage
-from ._validation import as_mask, check_floating, check_shape, describe
+from ._validation import as_mask, check_features, check_floating, check_shape, describe
 from .emulator import BlockSparseMatrixEmulator
 
 __all__ = ["BlockSparseMatrix", "BlockSparseMatrixEmulator", "stored_parameters"]
@@ -75,8 +75,10 @@ class BlockSparseMatrix(SlotStorage):
         elif n_blocks is None or data is not None:
             raise ValueError("block_mask is None, expected a mask, or n_blocks and no data")
         slots = n_blocks if slots is None else slots
-        if not n_blocks <= slots < 2**31:
-            raise ValueError(f"slots is {slots}, expected at least the {n_blocks} stored blocks")
+        if not isinstance(slots, int) or not n_blocks <= slots < 2**31:
+            raise ValueError(
+                f"slots is {describe(slots)}, expected at least the {n_blocks} stored blocks"
+            )
         if data is not None:
             check_shape(data, (n_blocks, *self.block_shape), "data", "(blocks, h, w)")
             device = data.device if device is None else device
@@ -264,6 +266,7 @@ class BlockSparseMatrix(SlotStorage):
         (…, X) -> (…, Y); differentiable."""
         if transpose:
             return functional.linear(dense_a, self)
+        check_features(dense_a, self.shape[0], "dense_a")
         result: Tensor = torch.ops.block_sparse.linear_input_grad(
             dense_a, self.values, self.index, self.shape[1], _allows_tf32(dense_a)
         )
@@ -282,6 +285,9 @@ class BlockSparseMatrix(SlotStorage):
         Returns:
             (slots, h, w), in the layout of `values`.
         """
+        check_features(dense_a, self.shape[0], "dense_a")
+        check_features(dense_b, self.shape[1], "dense_b")
+        check_shape(dense_b[..., 0], dense_a.shape[:-1], "dense_b[..., 0]", "of dense_a[..., 0]")
         result: Tensor = torch.ops.block_sparse.linear_weight_grad(
             dense_a, dense_b, self.index, *self.values.shape, None, _allows_tf32(dense_a)
         )
