@@ -337,10 +337,10 @@ class BlockSparseQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, dtype: torch.dtype | None = None, **kwargs: Any
+        self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         self._built = build_layers(model, self.quantization_config.layers)
-        _refuse_mixed_dtypes(model, dtype, self._built)
+        _refuse_mixed_dtypes(model, self._built)
         return model
 
     def _process_model_after_weight_loading(
@@ -378,17 +378,16 @@ class BlockSparseQuantizer(HfQuantizer):
         return True
 
 
-def _refuse_mixed_dtypes(
-    model: PreTrainedModel, dtype: torch.dtype | None, names: list[str]
-) -> None:
+def _refuse_mixed_dtypes(model: PreTrainedModel, names: list[str]) -> None:
     """T5 keeps `wo` in float32 when all else is float16, and casts x only for a dense weight."""
-    kept = [] if dtype is None else list(model._get_dtype_plan(dtype))
+    kept = model._get_dtype_plan(model.dtype)
     for name in names:
         part = next((part for part in kept if part in name.split(".")), None)
         if part is not None:
             raise ValueError(
-                f"dtype is {dtype}, in which {type(model).__name__} keeps {part} in float32, but "
-                f"{name} is block-sparse and needs one dtype: load in float32 or bfloat16"
+                f"dtype is {model.dtype}, in which {type(model).__name__} keeps {part} in "
+                f"float32, but {name} is block-sparse and needs one dtype: load in float32 or "
+                "bfloat16"
             )
 
 
