@@ -80,10 +80,19 @@ class SlotStorage(BlockMatrix):
         Raises:
             RuntimeError: if no pattern is set.
         """
-        buffers = self._buffers
-        if not self._ready and not buffers["crow_indices"].is_meta:  # type: ignore[union-attr]
+        buffers: dict[str, Any] = self._buffers
+        if not self._ready and not buffers["crow_indices"].is_meta:
             self._require_pattern()
-        return [buffers[name] for name in _INDEX]  # type: ignore[misc]
+        # Spelled out: every forward comes by here, and torch.compile can read it.
+        return [
+            buffers["crow_indices"],
+            buffers["col_indices"],
+            buffers["block_ids"],
+            buffers["ccol_indices"],
+            buffers["row_indices"],
+            buffers["t_block_ids"],
+            buffers["plan"],
+        ]
 
     def _require_pattern(self) -> None:
         if not self._ready:

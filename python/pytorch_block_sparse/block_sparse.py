@@ -19,10 +19,6 @@ __all__ = ["BlockSparseMatrix", "BlockSparseMatrixEmulator", "stored_parameters"
 
 Self = TypeVar("Self", bound="BlockSparseMatrix")
 
-_NAMES_OF_0_1 = frozenset(
-    ("data", "cols_a", "row_start_ends_a", "rows_b", "col_start_ends_b", "blocks")
-)
-
 
 class BlockSparseMatrix(SlotStorage):
     """A matrix (X, Y) that stores n of its R x C blocks (h, w).
@@ -318,14 +314,6 @@ class BlockSparseMatrix(SlotStorage):
             "expected a dense weight: call the BlockSparseLinear instead, or pass to_dense(); "
             "torch.nn.MultiheadAttention cannot have a block-sparse out_proj"
         )
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _NAMES_OF_0_1:
-            raise AttributeError(
-                f"BlockSparseMatrix has no {name!r} any more, that was the layout of 0.1: expected "
-                "`values` (slots, h, w), `crow_indices`, `col_indices` or `block_ids`"
-            )
-        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         """Sizes, blocks and density."""

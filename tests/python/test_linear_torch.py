@@ -109,6 +109,22 @@ def test_compile_whole_graph_and_pattern_changes() -> None:
     assert matrix.values.grad.any()
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict: bool) -> None:
+    model = nn.Sequential(BlockSparseLinear(64, 96, activation="silu"), BlockSparseLinear(96, 64))
+    tokens = torch.export.Dim("tokens", min=2, max=64)
+    program = torch.export.export(
+        model, (torch.randn(4, 64),), dynamic_shapes=({0: tokens},), strict=strict
+    )
+    x = torch.randn(9, 64)
+    assert torch.equal(program.module()(x), model(x))
+    # The index travels as buffers of the program, so a saved program holds its pattern.
+    assert {k for k in program.state_dict if k.startswith("0.weight.")} >= {
+        "0.weight.values",
+        "0.weight.crow_indices",
+    }
+
+
 @pytest.fixture
 def one_process() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

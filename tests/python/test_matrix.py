@@ -233,12 +233,6 @@ def test_answers_what_code_asks_of_a_weight() -> None:
     assert repr(matrix) == (
         "BlockSparseMatrix((64, 96), block_shape=(32, 32), blocks=2, density=0.333)"
     )
-    for name in ("data", "cols_a", "blocks"):
-        assert not hasattr(matrix, name)
-        with pytest.raises(AttributeError, match=r"the layout of 0\.1: expected `values`"):
-            getattr(matrix, name)
-    with pytest.raises(AttributeError, match="no attribute 'colour'"):
-        matrix.colour  # noqa: B018
 
 
 def test_stored_parameters_leave_out_padding_and_spare_slots() -> None:
