@@ -24,12 +24,21 @@ _linear_preactivation = _ops.linear_preactivation.default
 _linear_input_grad = _ops.linear_input_grad.default
 _linear_weight_grad = _ops.linear_weight_grad.default
 
+
+def _silu_grad(grad: Tensor, z: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        dz: Tensor = torch.ops.aten.silu_backward(grad, z)
+        return dz
+    sigmoid = torch.sigmoid(z)  # torch has no derivative of silu_backward
+    return grad * sigmoid * (1 + z * (1 - sigmoid))
+
+
 #: Name of the activation -> its derivative: (gradient, x Wᵀ + bias or, for relu, y) -> gradient.
 _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
     "gelu": lambda grad, z: torch.ops.aten.gelu_backward(grad, z),
     "gelu_tanh": lambda grad, z: torch.ops.aten.gelu_backward(grad, z, approximate="tanh"),
-    "silu": lambda grad, z: torch.ops.aten.silu_backward(grad, z),
+    "silu": _silu_grad,
 }
 #: Those whose derivative is taken at x Wᵀ + bias.
 NEED_PREACTIVATION = frozenset(_ACTIVATION_GRADIENTS) - {"relu"}

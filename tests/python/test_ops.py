@@ -351,7 +351,7 @@ BAD_LINEAR: dict[str, tuple[Change, str]] = {
     ),
     "strided index": (
         lambda w, x: (
-            x, w.values, replaced(w.index, 2, w.index[2].repeat_interleave(2)[::2]), None, 48, "none"
+            x, w.values, replaced(w.index, 2, w.index[2].repeat(2)[::2]), None, 48, "none"
         ),
         "block_ids is not contiguous",
     ),

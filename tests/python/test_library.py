@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the shared library depends on, and how it is found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pytorch_block_sparse import _library
+
+
+def readelf(*options: str) -> str:
+    if shutil.which("readelf") is None:
+        pytest.skip("readelf (binutils) is not installed")
+    path = _library.find_library(_library.LIBRARY)
+    command = ["readelf", "--wide", *options, str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_needs_torch_and_the_c_runtime_alone():
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*?)\]", readelf("-d")))
+    allowed = {"libtorch_cpu.so", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
+    allowed |= {"libpthread.so.0", "ld-linux-x86-64.so.2"}
+    assert "libtorch_cpu.so" in needed
+    assert needed <= allowed, "no CUDA library, no libtorch_python, no libc10"
+
+
+def test_has_no_path_of_the_build_machine():
+    assert not re.search(r"\((RPATH|RUNPATH)\)", readelf("-d"))
+
+
+def test_uses_the_stable_abi_alone():
+    symbols = readelf("--dyn-syms")
+    undefined = re.findall(r"UND (\S+)", symbols)
+    assert any(name.startswith("aoti_torch_") for name in undefined)
+    assert not [
+        n for n in undefined if n.startswith(("Py", "_Py", "_ZN2at", "_ZN3c10", "_ZN5torch"))
+    ]
+
+
+def run_import(environment: dict[str, str]) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", "import pytorch_block_sparse.ops"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode != 0
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_missing_library_is_named(tmp_path):
+    missing = tmp_path / "nowhere.so"
+    last = run_import({"BLOCK_SPARSE_LIBRARY": str(missing)})
+    assert last.startswith("ImportError: libblock_sparse_torch.so was not found")
+    assert f"BLOCK_SPARSE_LIBRARY={missing} is not a file" in last
+
+
+def test_broken_library_is_named(tmp_path):
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    last = run_import({"BLOCK_SPARSE_LIBRARY": str(broken)})
+    assert last.startswith(f"ImportError: {broken} cannot be loaded with torch")
+
+
+@pytest.mark.parametrize("version", ["2.10.0", "2.9.1+cu128", "1.13.0"])
+def test_old_torch_is_refused(version):
+    with pytest.raises(ImportError, match=f"needs torch >= 2.11, found {re.escape(version)}"):
+        _library._check_torch(version)
+
+
+@pytest.mark.parametrize("version", ["2.11.0+cpu", "2.12.0a0+git1234", "3.0.0"])
+def test_new_torch_is_accepted(version):
+    _library._check_torch(version)
+
+
+def test_library_is_searched_in_every_folder_of_the_package(tmp_path, monkeypatch):
+    """An editable install has its sources in one folder and what was built in another."""
+    built = tmp_path / "site-packages" / "pytorch_block_sparse"
+    (built / "lib").mkdir(parents=True)
+    (built / "lib" / _library.LIBRARY).touch()
+    monkeypatch.delenv("BLOCK_SPARSE_LIBRARY", raising=False)
+    package = sys.modules["pytorch_block_sparse"]
+    monkeypatch.setattr(package, "__path__", [str(tmp_path / "sources"), str(built)])
+    assert _library.find_library(_library.LIBRARY) == built / "lib" / _library.LIBRARY
+    assert _library.find_library("libother.so") is None
