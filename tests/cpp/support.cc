@@ -110,6 +110,15 @@ void Matrix::fill_random(Random& random) {
   }
 }
 
+std::vector<double> Matrix::numbers() const {
+  std::vector<double> out;
+  out.reserve(static_cast<std::size_t>(rows_ * cols_));
+  for (std::int64_t r = 0; r < rows_; ++r) {
+    for (std::int64_t c = 0; c < cols_; ++c) out.push_back(at(r, c));
+  }
+  return out;
+}
+
 bool Matrix::gaps_hold(double value) const {
   for (std::int64_t r = 0; r + 1 < rows_; ++r) {
     for (std::int64_t c = cols_; c < stride_; ++c) {
@@ -164,10 +173,13 @@ Matrix random_values(DataType type, const PatternArrays& pattern, Random& random
 std::vector<Exact> exact_forward(const PatternArrays& pattern, const Matrix& x,
                                  const Matrix& values, const Matrix* bias) {
   const std::int64_t rows = pattern.shape.rows;
+  const std::vector<double> x_numbers = x.numbers();
   std::vector<Exact> y(static_cast<std::size_t>(x.rows() * rows));
   for_each_weight(pattern, [&](std::int64_t r, std::int64_t c, std::int64_t slot, std::int64_t e) {
+    const double weight = values.at(slot, e);
     for (std::int64_t t = 0; t < x.rows(); ++t) {
-      y[static_cast<std::size_t>(t * rows + r)].add(x.at(t, c), values.at(slot, e));
+      y[static_cast<std::size_t>(t * rows + r)].add(
+          x_numbers[static_cast<std::size_t>(t * x.cols() + c)], weight);
     }
   });
   if (bias == nullptr) return y;
@@ -182,21 +194,28 @@ std::vector<Exact> exact_forward(const PatternArrays& pattern, const Matrix& x,
 std::vector<Exact> exact_input_gradient(const PatternArrays& pattern, const Matrix& dy,
                                         const Matrix& values) {
   const std::int64_t cols = pattern.shape.cols;
+  const std::vector<double> dy_numbers = dy.numbers();
   std::vector<Exact> dx(static_cast<std::size_t>(dy.rows() * cols));
   for_each_weight(pattern, [&](std::int64_t r, std::int64_t c, std::int64_t slot, std::int64_t e) {
+    const double weight = values.at(slot, e);
     for (std::int64_t t = 0; t < dy.rows(); ++t) {
-      dx[static_cast<std::size_t>(t * cols + c)].add(dy.at(t, r), values.at(slot, e));
+      dx[static_cast<std::size_t>(t * cols + c)].add(
+          dy_numbers[static_cast<std::size_t>(t * dy.cols() + r)], weight);
     }
   });
   return dx;
 }
 
 std::vector<Exact> exact_dense_gradient(const Matrix& dy, const Matrix& x) {
-  std::vector<Exact> out(static_cast<std::size_t>(dy.cols() * x.cols()));
-  for (std::int64_t t = 0; t < x.rows(); ++t) {
-    for (std::int64_t r = 0; r < dy.cols(); ++r) {
-      for (std::int64_t c = 0; c < x.cols(); ++c) {
-        out[static_cast<std::size_t>(r * x.cols() + c)].add(dy.at(t, r), x.at(t, c));
+  const std::vector<double> dy_numbers = dy.numbers();
+  const std::vector<double> x_numbers = x.numbers();
+  const auto rows = static_cast<std::size_t>(dy.cols());
+  const auto cols = static_cast<std::size_t>(x.cols());
+  std::vector<Exact> out(rows * cols);
+  for (std::size_t t = 0; t < static_cast<std::size_t>(x.rows()); ++t) {
+    for (std::size_t r = 0; r < rows; ++r) {
+      for (std::size_t c = 0; c < cols; ++c) {
+        out[r * cols + c].add(dy_numbers[t * rows + r], x_numbers[t * cols + c]);
       }
     }
   }

@@ -55,6 +55,8 @@ class Matrix {
   void fill_all(double value);
   /// Uniform in [-1, 1]; the gaps stay as they are.
   void fill_random(Random& random);
+  /// Without the gaps: (rows, cols).
+  std::vector<double> numbers() const;
   /// Whether each gap still holds `value`.
   bool gaps_hold(double value) const;
 
