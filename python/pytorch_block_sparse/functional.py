@@ -87,8 +87,10 @@ def linear(
     y: Tensor
     traced = torch.compiler.is_compiling() or x.is_meta  # autocast knows no meta device
     if traced or torch.is_autocast_enabled(x.device.type):
-        # The operator stays whole in a traced graph; its own kernels know the rest.
-        if differentiated and preactivation == "save" and activation in NEED_PREACTIVATION:
+        # The operator stays whole in a traced graph; its own kernels know the rest. An exported
+        # program, mostly for inference, need not carry a second result.
+        saves = preactivation == "save" and not torch.compiler.is_exporting()
+        if differentiated and saves and activation in NEED_PREACTIVATION:
             y, _ = _linear_preactivation(x, values, weight.index, bias, *options)
         else:
             y = _linear(x, values, weight.index, bias, *options)
