@@ -17,7 +17,7 @@ import torch
 from dense_reference import close
 from torch import Tensor, nn
 
-from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix
+from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix, BlockSparseModelPatcher
 from pytorch_block_sparse.checkpoint import convert_state_dict
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -114,6 +114,17 @@ def test_any_order_of_data() -> None:
     assert torch.equal(target.weight.block_ids, source.weight.block_ids)
 
 
+def in_the_format_of_0_1(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, its matrices as 0.1 saved them."""
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, BlockSparseMatrix):
+            for key in module.state_dict():
+                del state[f"{name}.{key}"]
+            state |= saved_by_0_1(module, f"{name}.")
+    return state
+
+
 class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -134,18 +145,43 @@ class Encoder(nn.Module):
 @pytest.mark.parametrize("converted_before", [False, True])
 def test_whole_model(converted_before: bool, assign: bool) -> None:
     source, target = Encoder(), Encoder()
-    state = source.state_dict()
-    for name, module in source.named_modules():
-        if isinstance(module, BlockSparseMatrix):
-            for key in module.state_dict():
-                del state[f"{name}.{key}"]
-            state |= saved_by_0_1(module, f"{name}.")
+    state = in_the_format_of_0_1(source)
     keys = set(state)
     target.load_state_dict(convert_state_dict(state) if converted_before else state, assign=assign)
     assert set(state) == keys
     tokens = torch.arange(10)
     assert torch.equal(target(tokens), source(tokens))
     assert set(convert_state_dict(state)) == set(source.state_dict())
+
+
+def test_roberta_patched_by_0_1() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.RobertaConfig(
+        vocab_size=60,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=20,
+    )
+    models = []
+    for density in (0.5, 0.25):
+        model = transformers.RobertaForMaskedLM(config).eval()
+        patcher = BlockSparseModelPatcher()
+        for name in ("intermediate.dense", "output.dense", "attention.output.dense"):
+            patcher.add_pattern(rf"roberta\.encoder\.layer\.[0-9]+\.{name}", {"density": density})
+        patcher.patch_model(model)
+        models.append(model)
+    source, target = models
+    state = in_the_format_of_0_1(source)
+    # A buffer that transformers saved in 2020.
+    state["roberta.embeddings.position_ids"] = torch.arange(20)[None]
+    result = target.load_state_dict(state, strict=False)
+    assert result.unexpected_keys == ["roberta.embeddings.position_ids"]
+    assert result.missing_keys == []
+    tokens = torch.randint(5, 60, (2, 10))
+    with torch.no_grad():
+        assert torch.equal(target(tokens).logits, source(tokens).logits)
 
 
 def test_matrix_that_0_1_emulated() -> None:

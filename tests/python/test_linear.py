@@ -8,19 +8,13 @@ from typing import Any
 import pytest
 import torch
 from dense_reference import close
+from helpers import ACTIVATIONS
 from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix
 from pytorch_block_sparse.block_sparse_linear import PseudoBlockSparseLinear
 from pytorch_block_sparse.pattern import PATTERNS
 
-ACTIVATIONS = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "gelu": nn.functional.gelu,
-    "gelu_tanh": lambda y: nn.functional.gelu(y, approximate="tanh"),
-    "silu": nn.functional.silu,
-}
 # in_features, out_features, block shape: multiples, other multiples, ragged both ways.
 SIZES = [(64, 128, (32, 32)), (96, 64, (16, 48)), (70, 50, (16, 32)), (5, 3, (1, 1))]
 
