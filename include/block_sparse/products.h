@@ -12,7 +12,9 @@
 /// matrix of the pattern, x (tokens, in), y and dy (tokens, out), all row-major
 /// with unit inner stride and a row stride in elements (`ld…`). Every product
 /// writes the whole of its result, also for empty block rows and tokens = 0.
-/// Results do not depend on the number of threads.
+/// Results do not depend on the number of threads. Pointers need the alignment
+/// of their elements alone; a result must not overlap an operand. Calls may run
+/// at the same time.
 namespace block_sparse::cpu {
 
 /// y = activation(x Wᵀ + bias); SpMM.

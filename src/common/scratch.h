@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "block_sparse/status.h"
 #include "common/checked.h"
 
 namespace block_sparse {
@@ -32,5 +33,9 @@ class Scratch {
   };
   std::unique_ptr<T, Free> data_;
 };
+
+inline Status no_scratch() {
+  return Status::out_of_memory("not enough memory for the scratch of a block-sparse product");
+}
 
 }  // namespace block_sparse

@@ -37,11 +37,11 @@ struct Kernels {
   /// Tokens that one call of `rows` computes.
   std::int64_t tile;
   /// out (count, tile) = output features [first, first + count) of all tokens of
-  /// the panel (reduce_size, tile), which is aligned to 64 bytes.
+  /// the panel (reduce_size, tile). Both are aligned to `tile` elements.
   void (*rows)(const Lines<A>& lines, const A* panel, std::int64_t first, std::int64_t count,
                A* out);
   /// out[i * ldo + j] += sum over t of a[i, t] b[j, t]; a (na, length) and
-  /// b (nb, length), length a multiple of `tile`, aligned to 64 bytes.
+  /// b (nb, length) are aligned to `tile` elements, of which length is a multiple.
   void (*dots)(const A* a, std::int64_t na, const A* b, std::int64_t nb, std::int64_t length,
                A* out, std::int64_t ldo);
 };

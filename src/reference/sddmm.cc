@@ -21,10 +21,6 @@ using cpu::WeightGradientArgs;
 /// multiple of every tile.
 constexpr std::int64_t panel_tokens = 256;
 
-Status no_scratch() {
-  return Status::out_of_memory("not enough memory for the scratch of a weight gradient");
-}
-
 /// Packs features of both operands for the tokens of one panel.
 template <class T>
 class Panel {

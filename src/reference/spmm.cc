@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -23,10 +22,6 @@ constexpr std::int64_t chunk = 64;
 /// Packed activations of a panel: it has to stay near the cores, and a larger
 /// one would not spread over them any better.
 constexpr std::int64_t panel_bytes = std::int64_t{4} << 20;
-
-Status no_scratch() {
-  return Status::out_of_memory("not enough memory for the scratch of a block-sparse product");
-}
 
 template <class A>
 std::int64_t n_lines(const Lines<A>& lines) {
