@@ -9,6 +9,7 @@ import torch
 from transformers import RobertaForMaskedLM
 
 from pytorch_block_sparse import BlockSparseModelPatcher
+from pytorch_block_sparse.patching import PatchReport
 
 from .sizes import SPARSE_LAYERS, Size
 from .text import TokenizedCorpus
@@ -22,10 +23,15 @@ def build_twins(
     model = RobertaForMaskedLM(size.model_config())
     _start_from_frequencies(model, corpus.training)
     sparse = copy.deepcopy(model)
+    make_sparse(sparse, density, block)
+    return Twin.create("dense", model, size), Twin.create("sparse", sparse, size)
+
+
+def make_sparse(model: RobertaForMaskedLM, density: float, block: int) -> PatchReport:
+    """Patches the layers of SPARSE_LAYERS in place; what was patched."""
     patcher = BlockSparseModelPatcher()
     patcher.add_pattern(SPARSE_LAYERS, {"density": density, "block_shape": (block, block)})
-    patcher.patch_model(sparse)
-    return Twin.create("dense", model, size), Twin.create("sparse", sparse, size)
+    return patcher.patch_model(model)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ class Size:
     evaluate_every: int
     held_out_sequences: int
     learning_rate: float
-    masked_share: float = 0.2
+    masked_share: float = 0.3
     compares_losses: bool = True  # False: too few steps to say anything about the loss
 
     @property
@@ -44,13 +44,13 @@ SIZES = {
     # Learns something in a few minutes on two cores.
     "small": Size(
         config="small",
-        sequence_length=128,
-        batch_size=8,
-        steps=600,
-        warmup_steps=30,
-        evaluate_every=50,
+        sequence_length=64,
+        batch_size=16,
+        steps=1000,
+        warmup_steps=60,
+        evaluate_every=100,
         held_out_sequences=256,
-        learning_rate=1e-3,
+        learning_rate=7e-4,
     ),
     # The model of the 0.1 README; a few steps, to see what they cost.
     "roberta": Size(

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a new user meets first: the version, the README, the make targets, the imports."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from benchmarks.python import readme
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_version_is_that_of_cmake() -> None:
+    version = re.search(
+        r"project\(block_sparse VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text()
+    )
+    assert version is not None
+    assert metadata.version("pytorch-block-sparse") == version[1]
+
+
+def test_import_is_lean() -> None:
+    heavy = ["transformers", "safetensors", "matplotlib", "rich", "accelerate"]
+    code = f"import sys, pytorch_block_sparse; print([n for n in {heavy} if n in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert "roberta.encoder.layer.0.intermediate.dense" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not readme.RESULTS.exists(), reason="no results were published yet")
+def test_readme_quotes_the_published_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = readme.render(json.loads(readme.RESULTS.read_text()))
+    assert readme.BEGIN + table + readme.END in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (help .*)$", makefile, re.MULTILINE)
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    # Parts of `make test` are found through CONTRIBUTING.
+    expected = set(phony.split()) - {"test-cpp", "test-python"}
+    assert set(re.findall(r"^  make (\S+)", listed, re.MULTILINE)) == expected
