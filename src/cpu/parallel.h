@@ -7,16 +7,13 @@
 
 #include "block_sparse/executor.h"
 #include "block_sparse/status.h"
+#include "common/scratch.h"
 #include "cpu/scratch.h"
 
 namespace block_sparse::cpu {
 
 /// Work below this many multiply-adds is over before other threads have woken.
 constexpr std::int64_t serial_work = std::int64_t{1} << 19;
-
-inline Status no_scratch() {
-  return Status::out_of_memory("not enough memory for the scratch of a block-sparse product");
-}
 
 /// Calls body(task, scratch) for each task, `scratch_bytes` of the running
 /// thread's own scratch in hand. A missing one ends in a status instead of an
