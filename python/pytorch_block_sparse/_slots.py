@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from ._matrix_api import BlockMatrix
-from ._validation import as_mask, check_shape
+from ._validation import as_mask, check_shape, is_distributed
 from .pattern import check_index, draw_pattern, index_of
 
 SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
@@ -102,6 +103,13 @@ class SlotStorage(BlockMatrix):
                 "buffers were assigned"
             )
 
+    def _require_whole_values(self) -> None:
+        if is_distributed(self.values):
+            raise NotImplementedError(
+                "the values of this BlockSparseMatrix are distributed (FSDP), expected a whole "
+                "tensor: change the pattern before fully_shard"
+            )
+
     # The pattern.
 
     @torch.no_grad()
@@ -130,14 +138,16 @@ class SlotStorage(BlockMatrix):
     def set_pattern_(self, mask: Tensor) -> None:
         """Stores exactly the blocks of a boolean mask (R, C), which must fit into the slots.
 
-        Blocks that were stored before are forgotten: all values become zero.
+        Blocks that were stored before are forgotten: values and their gradient become zero.
         """
         rows, cols = as_mask(mask, self._grid, "mask").nonzero().T
         if rows.numel() > self.slots:
             raise ValueError(f"mask has {rows.numel()} blocks, expected at most {self.slots} slots")
         self._write_index(rows, cols, torch.arange(rows.numel(), device="cpu"))
         with torch.no_grad():
-            self.values.zero_()
+            for tensor in (self.values, self.values.grad):
+                if tensor is not None:
+                    tensor.zero_()
 
     def draw_pattern_(self, generator: torch.Generator | None = None) -> None:
         """Draws the pattern that the matrix was made for; values become zero."""
@@ -187,8 +197,10 @@ class SlotStorage(BlockMatrix):
         Raises:
             ValueError: in one sentence, for a place that is outside or taken, a block that does
                 not exist, or more blocks than slots. The matrix is then as it was.
+            NotImplementedError: if the values are distributed (FSDP).
         """
         self._require_pattern()
+        self._require_whole_values()
         n, g = self._n_blocks, rows.numel()
         drop = drop.cpu().long()
         if drop.numel() and (int(drop.min()) < 0 or int(drop.max()) >= n):
@@ -231,8 +243,12 @@ class SlotStorage(BlockMatrix):
         Returns:
             (slots,) int64: what was in slot p[i] is now in slot i. Optimizer state is not known
             here: apply `state[p]` to what there is.
+
+        Raises:
+            NotImplementedError: if the values are distributed (FSDP).
         """
         self._require_pattern()
+        self._require_whole_values()
         permutation = self.block_ids.long()
         for tensor in (self.values, self.values.grad):
             if tensor is not None:
@@ -290,13 +306,13 @@ class SlotStorage(BlockMatrix):
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
             incoming = checkpoint.entries_of_matrix(state_dict, prefix, self, assign)
+            whole = all(prefix + name in incoming for name in ("values", *SAVED_INDEX))
+            usable = whole and (assign or not self.values.is_meta)
+            if usable and incoming[prefix + "values"].shape[0] != self.slots:
+                self._resize(incoming[prefix + "values"].shape[0])
         except ValueError as error:
-            error_msgs.append(f"{error}; the layer was left as it was")
+            error_msgs.append(f"{error}; the matrix was left as it was")
             return
-        whole = all(prefix + name in incoming for name in ("values", *SAVED_INDEX))
-        usable = whole and (assign or not self.values.is_meta)
-        if usable and incoming[prefix + "values"].shape[0] != self.slots:
-            self._resize(incoming[prefix + "values"].shape[0])
         super()._load_from_state_dict(
             incoming, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -305,9 +321,18 @@ class SlotStorage(BlockMatrix):
 
     @torch.no_grad()
     def _resize(self, slots: int) -> None:
-        """Room for another number of blocks; the matrix has no pattern then."""
-        self._ready = False
+        """Room for another number of blocks; the matrix has no pattern then.
+
+        Raises:
+            ValueError: if DistributedDataParallel holds the parameter.
+        """
         values = self.values
+        if _is_wrapped_by_ddp(values):
+            raise ValueError(
+                f"{slots} slots do not fit the {self.slots} of a layer that is wrapped by "
+                "DistributedDataParallel, expected as many: load before wrapping, or wrap again"
+            )
+        self._ready = False
         values.grad = None
         # autograd keeps a node per parameter that remembers its shape for as long as a graph
         # lives. It lets go of it when the dtype changes, so the data goes by way of another dtype.
@@ -317,6 +342,22 @@ class SlotStorage(BlockMatrix):
         values.data = new
         for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
             self._buffers[name] = self.crow_indices.new_zeros(slots)
+
+
+def _is_wrapped_by_ddp(parameter: nn.Parameter) -> bool:
+    """Whether DistributedDataParallel synchronises the gradient of a parameter.
+
+    It hooks into a node that a resize throws away, and leaves no mark on the parameter; so the
+    wrapper itself is looked for, which takes a while but is rarely needed.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    wrapper = nn.parallel.DistributedDataParallel
+    return any(
+        issubclass(type(candidate), wrapper)
+        and any(other is parameter for other in candidate.parameters())
+        for candidate in gc.get_objects()
+    )
 
 
 def _written(old: Tensor | None, new: Tensor, device: torch.device) -> Tensor:

@@ -76,3 +76,8 @@ def as_mask(mask: object, shape: tuple[int, int], name: str) -> Tensor:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_distributed(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, of which every rank holds a part (without importing it)."""
+    return hasattr(tensor, "device_mesh")

@@ -12,8 +12,17 @@ from torch import Tensor, nn
 from . import functional
 from ._matrix_api import join_blocks
 from ._slots import SlotStorage
-from ._validation import as_mask, check_features, check_floating, check_shape, describe
+from ._validation import (
+    as_count,
+    as_mask,
+    check_features,
+    check_floating,
+    check_shape,
+    describe,
+    is_distributed,
+)
 from .emulator import BlockSparseMatrixEmulator
+from .pattern import check_pattern_name
 
 __all__ = ["BlockSparseMatrix", "BlockSparseMatrixEmulator", "stored_parameters"]
 
@@ -41,10 +50,9 @@ class BlockSparseMatrix(SlotStorage):
         block_mask: boolean (R, C), the blocks to store; None for a matrix without a pattern yet.
         data: their values (n, h, w), in stored order, copied; zeros if None.
         block_shape: (h, w), or one int for both. Any size from 1 up.
-        n_blocks: without a mask, how many blocks `reset_parameters` shall draw.
+        n_blocks, pattern: without a mask, how many blocks `reset_parameters` shall draw, and the
+            name of how: see `pattern.draw_pattern`.
         slots: room for blocks, at least n; n if None.
-        pattern: what `reset_parameters` draws where there is no pattern: see
-            `pattern.draw_pattern`.
         device, dtype: of the values; by default those of `data`, else torch's defaults.
 
     Raises:
@@ -60,16 +68,20 @@ class BlockSparseMatrix(SlotStorage):
         *,
         n_blocks: int | None = None,
         slots: int | None = None,
-        pattern: str | Tensor = "random",
+        pattern: str = "random",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(shape, block_shape)
         if block_mask is not None:
-            pattern = block_mask = as_mask(block_mask, self._grid, "block_mask")
+            block_mask = as_mask(block_mask, self._grid, "block_mask")
             n_blocks = int(block_mask.sum())
         elif n_blocks is None or data is not None:
             raise ValueError("block_mask is None, expected a mask, or n_blocks and no data")
+        else:
+            r, c = self._grid
+            n_blocks = as_count(n_blocks, "n_blocks", r * c, f"{r} x {c} blocks")
+            check_pattern_name(pattern)
         slots = n_blocks if slots is None else slots
         if not isinstance(slots, int) or not n_blocks <= slots < 2**31:
             raise ValueError(
@@ -81,7 +93,7 @@ class BlockSparseMatrix(SlotStorage):
             dtype = data.dtype if dtype is None else dtype
         dtype = torch.get_default_dtype() if dtype is None else dtype
         check_floating(dtype, "dtype")
-        self._pattern = pattern
+        self._pattern = pattern if block_mask is None else block_mask
         self._n_blocks = n_blocks
         self._ready = False
         self._register(
@@ -194,9 +206,10 @@ class BlockSparseMatrix(SlotStorage):
     def to_sparse_bsr(self) -> Tensor:
         """The stored blocks as a torch.sparse_bsr tensor, without gradient.
 
-        It shares the memory of the values and the index where it can: when the blocks are in
-        stored order (a new matrix, or after `canonicalize_`) and none sticks out. It is then good
-        until the pattern changes. Its shape is that of the whole blocks, (R·h, C·w).
+        It shares the memory of the values where it can: when the blocks are in stored order (a
+        new matrix, or after `canonicalize_`) and none sticks out. The index, one int a block, is
+        copied: a pattern that changes later must not reach into another tensor. The shape is that
+        of the whole blocks, (R·h, C·w).
         """
         self._require_pattern()
         n = self._n_blocks
@@ -208,8 +221,8 @@ class BlockSparseMatrix(SlotStorage):
         values = self.values[:n] if shared else self._stored_blocks()
         (r, c), (h, w) = self._grid, self.block_shape
         return torch.sparse_bsr_tensor(
-            self.crow_indices,
-            self.col_indices[:n],
+            self.crow_indices.clone(),
+            self.col_indices[:n].clone(),
             values.detach(),
             (r * h, c * w),
             check_invariants=False,  # `refresh` has checked the index
@@ -217,9 +230,9 @@ class BlockSparseMatrix(SlotStorage):
 
     @classmethod
     def from_sparse_bsr(cls: type[Self], bsr: Tensor, shape: Sequence[int] | None = None) -> Self:
-        """A matrix on the memory of a torch.sparse_bsr tensor.
+        """A matrix whose values are the memory of a torch.sparse_bsr tensor.
 
-        Nothing is copied, but for values that are not contiguous and an index that is not int32.
+        Only values that are not contiguous are copied, and the index, one int a block.
 
         Args:
             bsr: (X, Y), two-dimensional, with at least one block.
@@ -249,7 +262,9 @@ class BlockSparseMatrix(SlotStorage):
                 f"shape is {tuple(matrix.shape)}, which is {r} x {c} blocks ({h}, {w}), expected "
                 f"as many as bsr of shape {tuple(bsr.shape)} has"
             )
-        crow, col = (index.to(torch.int32) for index in (bsr.crow_indices(), bsr.col_indices()))
+        crow, col = (
+            index.to(torch.int32, copy=True) for index in (bsr.crow_indices(), bsr.col_indices())
+        )
         ids = torch.arange(n, dtype=torch.int32, device=crow.device)
         matrix._register(values, crow, col, ids)
         matrix.refresh()
@@ -307,7 +322,7 @@ class BlockSparseMatrix(SlotStorage):
         """
         arguments = dict(zip(("x", "weight", "bias"), args, strict=False))
         arguments |= {"x" if k == "input" else k: v for k, v in (kwargs or {}).items()}
-        if func is nn.functional.linear and isinstance(arguments["weight"], cls):
+        if func is nn.functional.linear and isinstance(arguments.get("weight"), cls):
             return functional.linear(**arguments)
         raise TypeError(
             f"{torch.overrides.resolve_name(func)} was given a BlockSparseMatrix as a tensor, "
@@ -329,11 +344,11 @@ def _allows_tf32(x: Tensor) -> bool:
 
 def copy_into(parameter: nn.Parameter, whole: Tensor) -> None:
     """Writes a whole tensor into a parameter, which may be distributed (a DTensor)."""
-    if hasattr(parameter, "device_mesh"):
+    if is_distributed(parameter):
         from torch.distributed.tensor import distribute_tensor
 
-        mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-        whole = distribute_tensor(whole.to(parameter.device), mesh, placements)
+        shards: Any = parameter
+        whole = distribute_tensor(whole.to(shards.device), shards.device_mesh, shards.placements)
     parameter.copy_(whole)
 
 

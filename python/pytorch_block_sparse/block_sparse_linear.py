@@ -14,7 +14,7 @@ from ._matrix_api import largest_blocks
 from ._validation import as_mask, as_pair, describe
 from .block_sparse import BlockSparseMatrix, copy_into
 from .density import block_grid
-from .pattern import block_count_of, check_pattern_name
+from .pattern import block_count_of
 
 __all__ = ["BlockSparseLinear", "PseudoBlockSparseLinear"]
 
@@ -96,6 +96,11 @@ class BlockSparseLinear(nn.Module):
             bias = torch_nn_linear.bias is not None
             device = torch_nn_linear.weight.device if device is None else device
             dtype = torch_nn_linear.weight.dtype if dtype is None else dtype
+            if torch_nn_linear.weight.is_meta and torch.device(device).type != "meta":
+                raise ValueError(
+                    f"torch_nn_linear is on the meta device, which holds no data, and device is "
+                    f"{device}, expected 'meta'"
+                )
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"BlockSparseLinear invalid {name}={size}, should be at least 1")
@@ -122,23 +127,18 @@ class BlockSparseLinear(nn.Module):
         self.preactivation = preactivation
         grid = block_grid((out_features, in_features), self.block_shape)
         count = block_count_of(density, grid)
-        if pattern is None:
-            pattern = "random" if torch_nn_linear is None else "magnitude"
-        if pattern == "magnitude":
-            if torch_nn_linear is None:
-                raise ValueError("pattern is 'magnitude', which needs torch_nn_linear to look at")
-            pattern = largest_blocks(torch_nn_linear.weight, self.block_shape, count)
-        elif isinstance(pattern, Tensor):
-            pattern = as_mask(pattern, grid, "pattern")
-            count = int(pattern.sum())
+        if isinstance(pattern, Tensor):
+            mask: Tensor | None = as_mask(pattern, grid, "pattern")
+            pattern = None
         else:
-            check_pattern_name(pattern)
+            mask = _largest_blocks(pattern, torch_nn_linear, self.block_shape, count)
         self.weight = BlockSparseMatrix(
             (out_features, in_features),
+            mask,
             block_shape=self.block_shape,
             n_blocks=count,
             slots=slots,
-            pattern=pattern,
+            pattern=pattern or "random",
             device=device,
             dtype=dtype,
         )
@@ -157,7 +157,8 @@ class BlockSparseLinear(nn.Module):
     def _copy_dense(self, dense: nn.Linear, generator: torch.Generator | None) -> None:
         if self.weight.values.is_meta:
             return
-        self.weight.draw_pattern_(generator)
+        if not self.weight.has_pattern:
+            self.weight.draw_pattern_(generator)
         BlockSparseMatrix.from_dense(dense.weight, out=self.weight)
         if self.bias is not None:
             self.bias.copy_(dense.bias)
@@ -237,6 +238,23 @@ class BlockSparseLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}{activation}"
         )
+
+
+def _largest_blocks(
+    pattern: str | None, dense: nn.Linear | None, block_shape: tuple[int, int], count: int
+) -> Tensor | None:
+    """The mask (R, C) of pattern "magnitude", which None means where there are values to look at;
+    None for a pattern that is to be drawn."""
+    if pattern not in (None, "magnitude"):
+        return None
+    if dense is not None and not dense.weight.is_meta:
+        return largest_blocks(dense.weight, block_shape, count)
+    if pattern == "magnitude":
+        raise ValueError(
+            f"torch_nn_linear is {dense}, expected a layer with values to look at, which pattern "
+            "'magnitude' needs"
+        )
+    return None
 
 
 class PseudoBlockSparseLinear(nn.Module):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ._matrix_api import split_into_blocks
-from ._validation import describe
+from ._validation import describe, is_distributed
 from .pattern import check_index
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _check_values(
             f"{prefix}values is {describe(values)}, expected a floating tensor of shape "
             f"({slots}, {block_shape[0]}, {block_shape[1]})"
         )
-    ours, theirs = (hasattr(v, "device_mesh") for v in (matrix.values, values))
+    ours, theirs = is_distributed(matrix.values), is_distributed(values)
     if not assign and (ours != theirs or (ours and values.shape != matrix.values.shape)):
         raise ValueError(
             f"{prefix}values is {describe(values)}{' (distributed)' if theirs else ''}, expected "

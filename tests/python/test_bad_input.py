@@ -68,7 +68,27 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "magnitude of nothing": (
         lambda: Linear(32, 32, pattern="magnitude"),
         ValueError,
-        "pattern is 'magnitude', which needs torch_nn_linear",
+        "torch_nn_linear is None, expected a layer with values to look at, which pattern 'magn",
+    ),
+    "magnitude of a layer on meta": (
+        lambda: Linear(0, 0, torch_nn_linear=nn.Linear(8, 8, device="meta"), pattern="magnitude"),
+        ValueError,
+        "expected a layer with values to look at",
+    ),
+    "values of a layer on meta": (
+        lambda: Linear(0, 0, torch_nn_linear=nn.Linear(8, 8, device="meta"), device="cpu"),
+        ValueError,
+        "torch_nn_linear is on the meta device, which holds no data, and device is cpu, expected",
+    ),
+    "matrix of too many blocks": (
+        lambda: Matrix((64, 96), n_blocks=7),
+        ValueError,
+        "n_blocks is 7 (int), expected 1 to 6 (2 x 3 blocks)",
+    ),
+    "matrix of an unknown pattern": (
+        lambda: Matrix((64, 96), n_blocks=2, pattern="checkers"),
+        ValueError,
+        "pattern is 'checkers' (str), expected",
     ),
     "pattern with no block": (
         lambda: Linear(96, 64, pattern=EMPTY),

@@ -214,7 +214,7 @@ def test_wrong_file_changes_nothing(name: str, assign: bool, strict: bool) -> No
     with pytest.raises(RuntimeError) as error:
         target.load_state_dict(edited(**edits), assign=assign, strict=strict)
     assert sentence in str(error.value)
-    assert "the layer was left as it was" in str(error.value)
+    assert "the matrix was left as it was" in str(error.value)
     assert unchanged(target.weight, before)
     assert target.weight.has_pattern
     assert target(torch.randn(2, 96)).isfinite().all()

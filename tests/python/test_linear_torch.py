@@ -164,6 +164,36 @@ def test_fsdp_from_meta() -> None:
     assert torch.equal(model(x), expected(x))
 
 
+@pytest.mark.usefixtures("one_process")
+def test_ddp_refuses_another_number_of_slots() -> None:
+    layer, same, other = (BlockSparseLinear(64, 96, False, density) for density in (0.5, 0.5, 1.0))
+    wrapped = nn.parallel.DistributedDataParallel(layer)
+    layer.load_state_dict(same.state_dict())
+    with pytest.raises(RuntimeError, match="6 slots do not fit the 3 of a layer that is wrapped"):
+        layer.load_state_dict(other.state_dict())
+    x = torch.randn(2, 64)
+    assert torch.equal(wrapped(x), same(x))
+    del wrapped
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other(x))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_fsdp_refuses_to_change_the_pattern() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    layer = BlockSparseLinear(64, 96, density=0.5)
+    fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+    none = torch.empty(0, dtype=torch.long)
+    for change in (
+        lambda: layer.weight.canonicalize_(),
+        lambda: layer.weight.drop_and_grow_(none, none, none),
+    ):
+        with pytest.raises(NotImplementedError, match="change the pattern before fully_shard"):
+            change()
+
+
 def test_weight_norms_and_ema_see_plain_parameters() -> None:
     model = nn.Sequential(BlockSparseLinear(64, 96))
     average = torch.optim.swa_utils.AveragedModel(model)

@@ -185,6 +185,14 @@ def test_meta_remembers_a_mask() -> None:
     assert torch.equal(layer.weight.block_mask_build(), mask)
 
 
+def test_a_dense_layer_on_meta() -> None:
+    dense = nn.Linear(64, 96, device="meta")
+    layer = BlockSparseLinear.from_dense(dense, 0.5)
+    assert layer.weight.values.is_meta
+    layer.to_empty(device="cpu").load_state_dict(BlockSparseLinear(64, 96, density=1).state_dict())
+    check_linear(layer)
+
+
 def test_skip_init() -> None:
     layer = torch.nn.utils.skip_init(BlockSparseLinear, 64, 96, density=0.5)
     refuses(layer, torch.randn(2, 64))
@@ -206,6 +214,17 @@ def test_to_empty_keeps_a_pattern_that_was_set() -> None:
 def check_linear(layer: BlockSparseLinear) -> None:
     x = torch.randn(3, layer.in_features)
     torch.testing.assert_close(layer(x), layer.to_dense()(x))
+
+
+def test_set_pattern_forgets_all_blocks() -> None:
+    matrix = scrambled()
+    matrix.values.grad = torch.ones_like(matrix.values)
+    mask = ~matrix.block_mask_build()
+    matrix.set_pattern_(mask)
+    assert torch.equal(matrix.block_mask_build(), mask)
+    assert not matrix.values.any()
+    assert not matrix.values.grad.any()
+    check_works(matrix)
 
 
 def test_moving_to_meta_forgets_the_pattern() -> None:
