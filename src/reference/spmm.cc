@@ -143,12 +143,14 @@ Status multiply(Lines<Accumulator<T>> lines, std::int64_t slots, const T* values
     const auto tokens_of = [&](std::int64_t i) {
       return std::min(tile, tokens - start - i * tile);
     };
-    executor.parallel_for(tiles, [&](std::int64_t begin, std::int64_t end) {
+    const auto pack = [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         pack_tokens(x + (start + i * tile) * ldx, ldx, tokens_of(i), lines.reduce_size, tile,
                     tile_of(i));
       }
-    });
+    };
+    // Without features there is nothing to pack, and x may be null.
+    if (lines.reduce_size > 0) executor.parallel_for(tiles, pack);
     executor.parallel_for(tiles * parts, [&](std::int64_t begin, std::int64_t end) {
       alignas(64) A sums[chunk * max_tile<A>];
       for (std::int64_t task = begin; task < end; ++task) {

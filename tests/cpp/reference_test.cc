@@ -206,6 +206,42 @@ TEST_P(ReferenceTypes, ZeroBlocksGiveZero) {
   }
 }
 
+TEST_P(ReferenceTypes, AMatrixMayHaveNoRowsOrNoColumns) {
+  const DataType type = GetParam();
+  Random random(37);
+  constexpr std::int64_t tokens = 70;
+  const PatternArrays no_columns = test::random_pattern({14, 0, 3, 4}, 1.0, 0, random);
+  const Matrix nothing(type, tokens, 0, 0);
+  const Matrix values(type, 0, 12, 12);
+  const Matrix bias = random_matrix(type, 1, 14, random);
+  Matrix y = random_matrix(type, tokens, 14, random);
+  const Matrix dy = y;
+  ASSERT_TRUE(reference::forward(test::forward_args(no_columns, nothing, values, &bias,
+                                                    Activation::none, nullptr, &y),
+                                 serial_executor())
+                  .ok());
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t r = 0; r < 14; ++r) ASSERT_EQ(y.at(t, r), bias.at(0, r));
+  }
+  Matrix none(type, 0, 12, 12);
+  ASSERT_TRUE(
+      reference::weight_gradient(test::weight_gradient_args(no_columns, dy, nothing, false, &none),
+                                 serial_executor())
+          .ok());
+  ASSERT_TRUE(reference::block_norms(test::block_norms_args(no_columns, dy, nothing, &none),
+                                     serial_executor())
+                  .ok());
+
+  const PatternArrays no_rows = test::random_pattern({0, 21, 3, 4}, 1.0, 0, random);
+  Matrix dx = random_matrix(type, tokens, 21, random);
+  ASSERT_TRUE(reference::input_gradient(test::input_gradient_args(no_rows, nothing, values, &dx),
+                                        serial_executor())
+                  .ok());
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int64_t c = 0; c < 21; ++c) ASSERT_EQ(dx.at(t, c), 0.0);
+  }
+}
+
 TEST(Reference, BlocksLargerThanAPieceOfTheNorms) {
   Random random(31);
   // One block of 200 x 150 takes several pieces of 128 x 128.
