@@ -130,7 +130,7 @@ def single() -> Single:
         losses,
         model.state_dict(),
         scale * max(abs(a - b) for a, b in zip(losses, others, strict=True)),
-        scale * max(float((a - b).abs().max()) for a, b in weights),
+        scale * max(float((a - b).detach().abs().max()) for a, b in weights),
     )
 
 

@@ -151,6 +151,12 @@ def test_any_index_loads_or_is_refused(saved: Path, changes: dict[tuple[int, int
     save_file(original, saved / "model.safetensors", {"format": "pt"})
 
 
+def test_offloaded_layers(saved: Path) -> None:
+    places = {"roberta.embeddings": "cpu", "roberta.encoder": "disk", "lm_head": "cpu"}
+    with pytest.raises(ValueError, match=rf"device_map offloads {LAYER}\..*, expected a device"):
+        ROBERTA_CLASS.from_pretrained(saved, device_map=places, offload_folder=saved / "offload")
+
+
 # The configuration.
 
 

@@ -22,6 +22,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from .._slots import SAVED_INDEX
 from ..block_sparse_linear import BlockSparseLinear, PseudoBlockSparseLinear
 from ..density import block_grid, density_of
 from ..functional import Activation
@@ -350,7 +351,8 @@ class BlockSparseQuantizer(HfQuantizer):
             _finish_loading(name, model.get_submodule(name))
         # An ordinary model from here on: nothing in it is quantized, so nothing that transformers
         # refuses to quantized models (`half()`, training, a compiled Trainer) need be refused.
-        del model.hf_quantizer, model.quantization_method, model.is_quantized
+        for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+            model.__dict__.pop(name, None)
         for module in model.modules():
             config: Any = getattr(module, "config", None)
             if hasattr(config, "_is_quantized"):
@@ -380,7 +382,11 @@ class BlockSparseQuantizer(HfQuantizer):
 
 def _refuse_mixed_dtypes(model: PreTrainedModel, names: list[str]) -> None:
     """T5 keeps `wo` in float32 when all else is float16, and casts x only for a dense weight."""
-    kept = model._get_dtype_plan(model.dtype)
+    kept: set[str] = set()
+    if model.dtype == torch.float16:
+        kept.update(model._keep_in_fp32_modules or ())
+    if model.dtype in (torch.float16, torch.bfloat16):
+        kept.update(model._keep_in_fp32_modules_strict or ())
     for name in names:
         part = next((part for part in kept if part in name.split(".")), None)
         if part is not None:
@@ -394,12 +400,22 @@ def _refuse_mixed_dtypes(model: PreTrainedModel, names: list[str]) -> None:
 def _finish_loading(name: str, layer: nn.Module) -> None:
     """Checks that everything of a layer was read, and that its pattern is valid."""
     for key, tensor in layer.state_dict(keep_vars=True, prefix=f"{name}.").items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"device_map offloads {key}, expected a device for each block-sparse layer: "
+                "accelerate can't fetch their weights when they are needed"
+            )
         if not getattr(tensor, "_is_hf_initialized", False):
             raise ValueError(
                 f"the saved weights lack {key}, or have it in another shape than {name} of "
                 "quantization_config"
             )
     if isinstance(layer, BlockSparseLinear):
+        # transformers 5.0 casts everything below T5's `wo` to float32, also what is not floating.
+        for key in SAVED_INDEX:
+            index = getattr(layer.weight, key)
+            if index.is_floating_point():
+                setattr(layer.weight, key, index.to(torch.int32))
         try:
             layer.weight.refresh()
         except (ValueError, RuntimeError) as error:
