@@ -227,8 +227,16 @@ class BlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
-        return functional.linear(
-            x, self.weight, self.bias, self.activation, preactivation=self.preactivation
+        weight: Any = self._modules["weight"]  # not self.weight: see linear_of
+        values = weight._parameters.get("values")
+        return functional.linear_of(
+            x,
+            weight.values if values is None else values,  # None if it is parametrized
+            weight.index,
+            weight.shape,
+            self._parameters["bias"],
+            self.activation,
+            self.preactivation,
         )
 
     def extra_repr(self) -> str:

@@ -7,10 +7,15 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from . import ops as ops  # registers what the operators need
-from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, below_autograd, needs_grad
+from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, needs_grad
 
+# Bound once: looking them up takes as long as calling them.
+is_grad_enabled = torch.is_grad_enabled
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 _linear = torch.ops.block_sparse.linear.default
 _linear_preactivation = torch.ops.block_sparse.linear_preactivation.default
 
@@ -71,9 +76,25 @@ def linear(
             unknown.
         RuntimeError: a dtype, a shape or the index does not fit; the sentence says which.
     """
-    values = weight.values
-    out_features, in_features = weight.shape
-    if x.shape[-1:] != (in_features,):
+    return linear_of(x, weight.values, weight.index, weight.shape, bias, activation, preactivation)
+
+
+def linear_of(
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    shape: tuple[int, ...],
+    bias: Tensor | None,
+    activation: str,
+    preactivation: str,
+) -> Tensor:
+    """`linear` for a caller that has the parts of the weight at hand.
+
+    A layer has: it reads them from the dictionaries of its modules, since looking up a parameter or
+    a module as an attribute takes a microsecond on the host.
+    """
+    out_features, in_features = shape
+    if not x.dim() or x.size(-1) != in_features:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; expected (..., {in_features}), the in_features of the "
             "weight"
@@ -83,19 +104,28 @@ def linear(
     # Asked through the new interface: the old one raises once the new one was used to set it.
     allow_tf32 = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
     options = out_features, activation, allow_tf32
-    differentiated = needs_grad(x, values, bias)
+    differentiated = is_grad_enabled() and needs_grad(x, values, bias)
     y: Tensor
-    traced = torch.compiler.is_compiling() or x.is_meta  # autocast knows no meta device
-    if traced or torch.is_autocast_enabled(x.device.type):
+    if is_compiling() or (
+        # Asked for any device first, which takes a tenth of the time.
+        _is_any_autocast_enabled()
+        and not x.is_meta  # unknown to autocast
+        and torch.is_autocast_enabled(x.device.type)
+    ):
         # The operator stays whole in a traced graph; its own kernels know the rest. An exported
         # program, mostly for inference, need not carry a second result.
         saves = preactivation == "save" and not torch.compiler.is_exporting()
         if differentiated and saves and activation in NEED_PREACTIVATION:
-            y, _ = _linear_preactivation(x, values, weight.index, bias, *options)
+            y, _ = _linear_preactivation(x, values, index, bias, *options)
         else:
-            y = _linear(x, values, weight.index, bias, *options)
+            y = _linear(x, values, index, bias, *options)
     elif differentiated:
-        y = BlockSparseLinear.apply(x, values, bias, weight.index, *options, preactivation, None)
+        y = BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, None)
     else:
-        y = below_autograd(_linear, x, values, weight.index, bias, *options)
+        # As below_autograd, in place. Arguments left out need not be parsed.
+        with _BelowAutograd():
+            if activation == "none" and not allow_tf32:
+                y = _linear(x, values, index, bias, out_features)
+            else:
+                y = _linear(x, values, index, bias, *options)
     return y
