@@ -90,8 +90,8 @@ def density_of(count: int, limit: int) -> float:
     return 1.0 if count >= limit else (count + 0.5) / limit
 
 
-def check_density(density: object, what: str = "density") -> None:
+def check_density(density: object) -> None:
     """Raises ValueError unless `density` is a number in (0, 1]."""
     is_number = isinstance(density, (int, float)) and not isinstance(density, bool)
     if not is_number or not 0.0 < float(density) <= 1.0:  # type: ignore[arg-type]
-        raise ValueError(f"{what} is {density!r}, expected a number above 0 and at most 1")
+        raise ValueError(f"density is {density!r}, expected a number above 0 and at most 1")

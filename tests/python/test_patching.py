@@ -392,7 +392,7 @@ def test_the_model_itself_is_refused() -> None:
         patcher("").patch_model(nn.Linear(32, 32))
 
 
-def test_a_model_in_ddp_is_refused(monkeypatch: pytest.MonkeyPatch, model: Pair) -> None:
+def test_a_model_in_ddp_is_refused(model: Pair) -> None:
     class Wrapped(nn.parallel.DistributedDataParallel):
         def __init__(self, module: nn.Module) -> None:
             nn.Module.__init__(self)
