@@ -20,8 +20,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-from pytorch_block_sparse import BlockSparseLinear
-
 from . import reload, report, text
 from .models import build_twins
 from .sizes import SIZES, Size
@@ -92,6 +90,33 @@ def save_and_reload(sparse: Twin, corpus: text.TokenizedCorpus, output: Path) ->
     return float(answer.stdout)
 
 
+def prepare(console: Console, path: Path | None, size: Size) -> text.TokenizedCorpus:
+    """The text, tokenized for the model; raises TextError where it is unusable."""
+    with console.status("reading the text and training the tokenizer"):
+        raw = text.load(path)
+        corpus = text.tokenize(raw, size.model_config().vocab_size, size.sequence_length)
+    console.print(
+        f"text: {raw.source}: {corpus.training.numel():,} tokens to train on, "
+        f"{corpus.held_out.numel():,} held out"
+    )
+    return corpus
+
+
+def show(console: Console, dense: Twin, sparse: Twin, size: Size, unigram_entropy: float) -> None:
+    """Prints the table and what it means."""
+    title = f"{size.steps} steps of {size.tokens} tokens, {torch.get_num_threads()} threads"
+    console.print()
+    console.print(report.table(dense, sparse, title))
+    if not size.compares_losses:
+        console.print(f"{size.steps} steps show what a step costs; they say nothing of the losses.")
+        return
+    gaps = (f"{t.name} by {unigram_entropy - t.scores[-1].loss:.3f}" for t in (dense, sparse))
+    console.print(
+        f"unigram entropy of the held-out text, the least loss that is possible without looking at "
+        f"the context: {unigram_entropy:.3f} nats a token; below it: {', '.join(gaps)}"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     console = Console(soft_wrap=True, highlight=False)
@@ -100,36 +125,22 @@ def main(argv: list[str] | None = None) -> int:
         size = replace(size, steps=options.steps)
     transformers_logging.disable_progress_bar()  # while saving; ours are enough
     torch.manual_seed(options.seed)
-
     try:
-        with console.status("reading the text and training the tokenizer"):
-            raw = text.load(options.text)
-            corpus = text.tokenize(raw, size.model_config().vocab_size, size.sequence_length)
+        corpus = prepare(console, options.text, size)
     except text.TextError as error:
         console.print(str(error), markup=False)
         return 2
-    console.print(
-        f"text: {raw.source}: {corpus.training.numel():,} tokens to train on, "
-        f"{corpus.held_out.numel():,} held out"
-    )
 
-    dense, sparse = build_twins(size, corpus, options.density, options.block)
-    layers = {
-        name: layer
-        for name, layer in sparse.model.named_modules()
-        if isinstance(layer, BlockSparseLinear)
-    }
-    console.print(
-        f"model: {dense.parameters() / 1e6:.1f} million parameters dense, "
-        f"{sparse.parameters() / 1e6:.1f} million with {len(layers)} layers at density "
-        f"{options.density:g} in blocks of {options.block}×{options.block}"
-    )
+    dense, sparse, patched = build_twins(size, corpus, options.density, options.block)
+    console.print(str(patched), markup=False)
     train_with_progress(console, dense, sparse, size, corpus, options.seed)
 
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
     report.draw_losses([dense, sparse], corpus.unigram_entropy, output / "losses.png")
+    layers = {layer.name: sparse.model.get_submodule(layer.name) for layer in patched}
     report.draw_patterns(layers, output / "patterns.png")
+    difference = save_and_reload(sparse, corpus, output)
     results = {
         "size": options.size,
         "tokens_a_step": size.tokens,
@@ -137,24 +148,11 @@ def main(argv: list[str] | None = None) -> int:
         "unigram_entropy": corpus.unigram_entropy,
         "dense": report.figures(dense),
         "sparse": report.figures(sparse),
+        "reload_difference": difference,
     }
-    results["reload_difference"] = difference = save_and_reload(sparse, corpus, output)
     (output / "report.json").write_text(json.dumps(results, indent=2) + "\n")
 
-    console.print()
-    console.print(
-        report.table(
-            dense,
-            sparse,
-            f"{size.steps} steps of {size.tokens} tokens, {torch.get_num_threads()} threads",
-        )
-    )
-    console.print(
-        f"unigram entropy of the held-out text: {corpus.unigram_entropy:.3f} nats a token (the "
-        "least loss without looking at the context)"
-    )
-    if not size.compares_losses:
-        console.print(f"{size.steps} steps measure speed; they say nothing about the losses.")
+    show(console, dense, sparse, size, corpus.unigram_entropy)
     console.print(
         f"saved in {output / 'model'}, loaded back by AutoModelForMaskedLM in a new process: "
         + ("the same logits, bit for bit" if difference == 0 else f"logits differ by {difference}")

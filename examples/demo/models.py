@@ -18,13 +18,13 @@ from .training import Twin
 
 def build_twins(
     size: Size, corpus: TokenizedCorpus, density: float, block: int
-) -> tuple[Twin, Twin]:
-    """A new model, and a copy of it with the layers of SPARSE_LAYERS made sparse."""
+) -> tuple[Twin, Twin, PatchReport]:
+    """A new model, a copy of it with the layers of SPARSE_LAYERS made sparse, and which."""
     model = RobertaForMaskedLM(size.model_config())
     _start_from_frequencies(model, corpus.training)
     sparse = copy.deepcopy(model)
-    make_sparse(sparse, density, block)
-    return Twin.create("dense", model, size), Twin.create("sparse", sparse, size)
+    patched = make_sparse(sparse, density, block)
+    return Twin.create("dense", model, size), Twin.create("sparse", sparse, size), patched
 
 
 def make_sparse(model: RobertaForMaskedLM, density: float, block: int) -> PatchReport:

@@ -13,8 +13,6 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from rich.table import Table
 
-from pytorch_block_sparse import BlockSparseLinear
-
 from .training import PHASES, Twin
 
 COLORS = {"dense": "tab:gray", "sparse": "tab:blue"}
@@ -79,8 +77,8 @@ def draw_losses(twins: list[Twin], unigram_entropy: float, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_patterns(layers: dict[str, BlockSparseLinear], path: Path) -> None:
-    """The stored blocks of every sparse layer, one small picture each, to scale."""
+def draw_patterns(layers: dict[str, Any], path: Path) -> None:
+    """The stored blocks of every `BlockSparseLinear` of `layers`, one small picture each."""
     columns = min(6, len(layers))
     rows = -(-len(layers) // columns)
     figure, grid = plt.subplots(
