@@ -47,8 +47,9 @@ test: test-cpp test-python  ## all tests, C++ and Python
 test-cpp: build
 	@$(TOOLS) ctest --preset dev
 
+# One thread a worker: those that need more ask for them.
 test-python: build
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 test-oldest: build  ## the same shared library under the oldest torch supported
 	@tests/oldest.sh

@@ -56,6 +56,15 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert [link for link in local if not (document.parent / link).exists()] == []
 
 
+def test_index_of_the_documentation_is_complete() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    tracked = subprocess.run(
+        ["git", "ls-files", "docs/*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    pages = {Path(page).name for page in tracked} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in index} == set()
+
+
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (help .*)$", makefile, re.MULTILINE)
