@@ -17,7 +17,7 @@ namespace {
 
 /// Tokens between two visits to a tile of accumulators: the packed strip of x
 /// and the packed dy of a group of rows stay in L1.
-constexpr std::int64_t chunk_tokens = 128;
+constexpr std::int64_t chunk_tokens = 256;
 /// Rows of a block for which dy is packed at once.
 constexpr std::int64_t group_rows = 64;
 

@@ -22,7 +22,7 @@ struct Avx2 {
   static constexpr int rows_of_one = 12;
   /// Tokens for which a packed piece of W is used before it is packed again: packing an element
   /// costs about 1/4 cycle, using it 1/16 cycle a token.
-  static constexpr int panel = 192;
+  static constexpr int panel = 256;
 
   static Float zero() { return _mm256_setzero_ps(); }
   static Float set(float value) { return _mm256_set1_ps(value); }

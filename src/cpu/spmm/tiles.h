@@ -56,10 +56,6 @@ class Group {
       c_ = s_.c;
       ldc_ = group_outputs;
     }
-    // W is used where it lies if its rows already run over outputs. A row of 1 KiB or more would
-    // make all rows fall into few sets of the cache.
-    in_order_ = sizeof(T) == sizeof(float) && !op_.outputs_first && valid_ == width_ &&
-                op_.line_extent < 256;
   }
 
   void run() {
@@ -94,7 +90,7 @@ class Group {
     }
   }
 
-  /// Lists, and where needed packs, the next `chunk()` reduced features.
+  /// Lists and packs the next `chunk()` reduced features.
   std::int64_t next_chunk(Cursor& at) {
     std::int64_t n_runs = 0;
     std::int64_t depth = 0;
@@ -105,12 +101,8 @@ class Group {
       Run& run = s_.runs[n_runs++];
       run.a = feature + at.offset;
       run.length = length;
-      if (in_order_) {
-        run.b_row = op_.ids[at.block] * op_.reduce_extent + at.offset;
-      } else {
-        run.b_row = depth;
-        pack(at, length, depth);
-      }
+      run.b_row = depth;
+      pack(at, length, depth);
       depth += length;
       at.offset += length;
       if (at.offset == extent) at = {at.block + 1, 0};
@@ -160,13 +152,8 @@ class Group {
     args.lda = op_.lda;
     args.runs = s_.runs;
     args.n_runs = n_runs;
-    if (in_order_) {
-      args.b = static_cast<const float*>(op_.values) + first_ + o;
-      args.ldb = op_.line_extent;
-    } else {
-      args.b = s_.packed + o * chunk();
-      args.ldb = strip_width(o);
-    }
+    args.b = s_.packed + o * chunk();
+    args.ldb = strip_width(o);
     args.c = c_ + rows.begin * ldc_ + o;
     args.ldc = ldc_;
     args.start = first_chunk ? s_.start + o : nullptr;
@@ -228,7 +215,6 @@ class Group {
   float* c_;
   std::int64_t ldc_;
   bool in_place_;
-  bool in_order_;
 };
 
 template <class V, class T>
