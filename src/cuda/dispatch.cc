@@ -7,6 +7,8 @@
 #include "block_sparse/cuda.h"
 #include "cuda/common/device.h"
 #include "cuda/generic/generic.h"
+#include "cuda/sm80/sddmm/sddmm.h"
+#include "cuda/sm90/sddmm/sddmm.h"
 #include "cuda/sm90/spmm/spmm.h"
 
 /// Which kernel runs a call: of a product's list the first that does not
@@ -22,10 +24,16 @@ struct Kernel {
   /// Why the kernel cannot run the problem on this device, or null.
   const char* (*refusal)(const Problem&, const Device&);
   Status (*run)(const Problem&, Stream);
+  /// Bytes of workspace with which the kernel is fastest; null: none.
+  std::size_t (*workspace)(const Problem&);
 };
 
 const char* needs_hopper(const Device& device) {
   return device.major == 9 ? nullptr : "the device is not a Hopper GPU";
+}
+
+const char* needs_ampere(const Device& device) {
+  return device.major >= 8 ? nullptr : "the device is older than Ampere";
 }
 
 constexpr Kernel<SpmmProblem> kSpmm[] = {
@@ -34,15 +42,27 @@ constexpr Kernel<SpmmProblem> kSpmm[] = {
        const char* why = needs_hopper(d);
        return why != nullptr ? why : sm90::spmm::refusal(p);
      },
-     sm90::spmm::run},
+     sm90::spmm::run, nullptr},
     {"generic_spmm", [](const SpmmProblem&, const Device&) -> const char* { return nullptr; },
-     generic::spmm},
+     generic::spmm, nullptr},
 };
 
 constexpr Kernel<WeightGradientArgs> kWeightGradient[] = {
+    {"sm90_sddmm",
+     [](const WeightGradientArgs& a, const Device& d) {
+       const char* why = needs_hopper(d);
+       return why != nullptr ? why : sm90::sddmm::refusal(a);
+     },
+     sm90::sddmm::run, sm90::sddmm::workspace},
+    {"sm80_sddmm",
+     [](const WeightGradientArgs& a, const Device& d) {
+       const char* why = needs_ampere(d);
+       return why != nullptr ? why : sm80::sddmm::refusal(a);
+     },
+     sm80::sddmm::run, sm80::sddmm::workspace},
     {"generic_sddmm",
      [](const WeightGradientArgs&, const Device&) -> const char* { return nullptr; },
-     generic::weight_gradient},
+     generic::weight_gradient, nullptr},
 };
 
 bool verbose() {
@@ -140,12 +160,20 @@ Status weight_gradient(const WeightGradientArgs& a, Stream stream) {
   Status s = check_extents(a.pattern, a.tokens);
   if (s.ok() && a.out_dtype != a.dtype &&
       (a.out_dtype != DataType::f32 || size_of(a.dtype) != 2)) {
-    s = Status::invalid_argument("out_dtype must be that of dy and x, or f32 for 16-bit types.");
+    static constexpr const char* kNames[] = {"float32", "float64", "bfloat16", "float16"};
+    s = Status::invalid_argument(std::string("out_dtype is ") +
+                                 kNames[static_cast<int>(a.out_dtype)] + ", expected " +
+                                 kNames[static_cast<int>(a.dtype)] +
+                                 " as dy and x, or float32 where they have 16 bits.");
   }
   return s.ok() ? dispatch(weight_gradient_kernels, a, stream) : s;
 }
 
-std::size_t weight_gradient_workspace(const WeightGradientArgs&) { return 0; }
+std::size_t weight_gradient_workspace(const WeightGradientArgs& a) {
+  Status why;
+  const Kernel<WeightGradientArgs>* kernel = choose(weight_gradient_kernels, a, &why);
+  return kernel == nullptr || kernel->workspace == nullptr ? 0 : kernel->workspace(a);
+}
 
 Status block_norms(const BlockNormsArgs& a, Stream stream) {
   const Status s = check_extents(a.pattern, a.tokens);

@@ -118,6 +118,49 @@ std::vector<LayerCase> generic_layers() {
 INSTANTIATE_TEST_SUITE_P(Generic, WeightGradient,
                          testing::ValuesIn(cases_of("generic_sddmm", generic_layers())));
 
+std::vector<LayerCase> sm90_layers() {
+  std::vector<LayerCase> layers;
+  for (const DataType type : {DataType::bf16, DataType::f16}) {
+    for (const std::int64_t b : {64, 128}) {
+      for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
+        layers.push_back({.out = 512, .in = 640, .block_height = b, .block_width = b,
+                          .density = 0.4, .tokens = tokens, .dtype = type});
+      }
+      for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
+        layers.push_back({.out = 384, .in = 768, .block_height = b, .block_width = b,
+                          .density = 0.3, .tokens = 1100, .dtype = type, .fill = fill, .gap = 8});
+      }
+    }
+  }
+  // More block rows than a warp scans at once.
+  layers.push_back({.out = 64 * 70, .in = 128, .block_height = 64, .block_width = 64,
+                    .density = 0.3, .tokens = 64});
+  return layers;
+}
+
+std::vector<LayerCase> sm80_layers() {
+  std::vector<LayerCase> layers;
+  for (const std::int64_t height : {16, 32, 64, 128}) {
+    for (const std::int64_t width : {16, 32, 64, 128}) {
+      for (const std::int64_t tokens : {1, 127, 1100}) {
+        layers.push_back({.out = 256, .in = 384, .block_height = height, .block_width = width,
+                          .density = 0.4, .tokens = tokens,
+                          .dtype = tokens == 127 ? DataType::f16 : DataType::bf16, .gap = 8});
+      }
+    }
+  }
+  for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
+    layers.push_back({.out = 768, .in = 512, .block_height = 16, .block_width = 16,
+                      .density = 0.3, .tokens = 600, .fill = fill});
+  }
+  return layers;
+}
+
+INSTANTIATE_TEST_SUITE_P(Sm80, WeightGradient,
+                         testing::ValuesIn(cases_of("sm80_sddmm", sm80_layers())));
+INSTANTIATE_TEST_SUITE_P(Sm90, WeightGradient,
+                         testing::ValuesIn(cases_of("sm90_sddmm", sm90_layers())));
+
 class BlockNorms : public testing::TestWithParam<LayerCase> {};
 
 TEST_P(BlockNorms, AreRight) {

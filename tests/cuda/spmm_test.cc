@@ -130,7 +130,7 @@ std::vector<SpmmCase> sm90_cases() {
     cases.push_back({{.out = 320, .in = 192, .block_height = 64, .block_width = 64, .tokens = 513,
                       .dtype = type},
                      kernel});
-    cases.push_back({{.out = 128, .in = 256, .block_height = 128, .block_width = 64, .tokens = 257,
+    cases.push_back({{.out = 384, .in = 256, .block_height = 128, .block_width = 64, .tokens = 257,
                       .dtype = type},
                      kernel});
     cases.push_back({{.out = 192, .in = 512, .block_height = 64, .block_width = 256, .tokens = 64,

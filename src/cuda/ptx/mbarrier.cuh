@@ -47,6 +47,14 @@ __device__ __forceinline__ void barrier_expect(std::uint64_t* barrier, unsigned 
                : "memory");
 }
 
+/// Arrives and announces bytes of asynchronous copies.
+__device__ __forceinline__ void barrier_arrive_expect(std::uint64_t* barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+
 /// Waits for the completion of the phase of this parity.
 __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
   asm volatile(

@@ -81,7 +81,9 @@ struct Params {
   int token_tiles;  // of a cluster
   const void* bias;
   Activation activation;
-  bool keep_preactivation;
+  void* preactivation;
+  void* y;
+  std::int64_t ldy;
 };
 
 /// Which tile a cluster works on: all outputs, heaviest first, for a few tiles

@@ -12,8 +12,7 @@ namespace block_sparse::cuda::sm90::spmm {
 template <class C>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     kernel(const Params p, const __grid_constant__ CUtensorMap x_map,
-           const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap y_map,
-           const __grid_constant__ CUtensorMap pre_map) {
+           const __grid_constant__ CUtensorMap w_map) {
   extern __shared__ unsigned char raw[];
   // Dynamic shared memory is only 16-byte aligned; swizzled tiles need 1024.
   auto& shared = *reinterpret_cast<Shared<C>*>(
@@ -33,7 +32,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     if (threadIdx.x < 32) load_loop<C>(p, &x_map, &w_map, shared);
   } else {
     ptx::registers_increase<kConsumerRegisters>();
-    multiply_loop<C>(p, &y_map, &pre_map, shared);
+    multiply_loop<C>(p, shared);
   }
   // A CTA's peer may still arrive at its barriers.
   __syncwarp();

@@ -22,21 +22,13 @@ Status launch(const SpmmProblem& p, Stream stream) {
   const std::int64_t slots_width = m_contiguous(p) ? p.height : p.width;
   // The slots as one tall matrix; a bound on their number is all that is needed.
   const std::int64_t slot_rows = p.slots * slots_height;
-  CUtensorMap x_map, w_map, y_map, pre_map;
+  CUtensorMap x_map, w_map;
   Status s = make_tensor_map({p.x, p.tokens, p.in, p.ldx, C::kTokens, C::kDepth, is_bf16}, &x_map);
   if (s.ok()) {
     s = make_tensor_map({p.values, slot_rows, slots_width, slots_width,
                          C::kMContiguous ? C::kDepth : C::kHeight,
                          C::kMContiguous ? C::kHeight : C::kDepth, is_bf16},
                         &w_map);
-  }
-  if (s.ok()) {
-    s = make_tensor_map({p.y, p.tokens, p.out, p.ldy, kStoreTokens, kOuts, is_bf16}, &y_map);
-  }
-  pre_map = y_map;
-  if (s.ok() && p.preactivation != nullptr) {
-    s = make_tensor_map({p.preactivation, p.tokens, p.out, p.ldy, kStoreTokens, kOuts, is_bf16},
-                        &pre_map);
   }
   if (!s.ok()) return s;
 
@@ -61,10 +53,12 @@ Status launch(const SpmmProblem& p, Stream stream) {
                       static_cast<int>(token_tiles),
                       p.bias,
                       p.activation,
-                      p.preactivation != nullptr};
+                      p.preactivation,
+                      p.y,
+                      p.ldy};
   const auto clusters = std::min<std::int64_t>(items, device.multiprocessors / kCluster);
   function<<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream>>>(
-      params, x_map, w_map, y_map, pre_map);
+      params, x_map, w_map);
   return to_status(cudaGetLastError(), "launching the Hopper SpMM kernel");
 }
 

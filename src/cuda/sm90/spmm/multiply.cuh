@@ -84,15 +84,21 @@ struct Multiplier {
     }
   }
 
+  /// Each part is one straight run of wgmmas from fence to commit: ptxas
+  /// serialises them where a branch lies in between.
   __device__ __forceinline__ void multiply_registers(
       int stage, unsigned present, const std::uint32_t (&a)[C::kParts * kSteps][4]) {
 #pragma unroll
     for (int part = 0; part < C::kParts; ++part) {
       if (lines_in(present, part) == 0) continue;
+      ptx::wgmma_fence(d);
+      ptx::wgmma_begin();
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         Mma::template registers<false>(d, a[part * kSteps + step], x_operand(stage, part, step));
       }
+      ptx::wgmma_commit();
+      ptx::wgmma_fence(d);
     }
   }
 
@@ -128,11 +134,7 @@ struct Multiplier {
       if constexpr (C::kRegisterWeights) {
         std::uint32_t a[C::kParts * kSteps][4];
         load_weights(stage, present, a);
-        ptx::wgmma_fence(d);
-        ptx::wgmma_begin();
         multiply_registers(stage, present, a);
-        ptx::wgmma_commit();
-        ptx::wgmma_fence(d);
         // The fragments are overwritten next; the other warpgroup keeps the
         // tensor cores busy meanwhile.
         ptx::wgmma_wait<0>();
@@ -154,9 +156,9 @@ struct Multiplier {
   }
 
   /// Bias and activation, then 64 tokens at a time through shared memory, where
-  /// the outputs become contiguous, to y.
-  __device__ void store(const Params& p, const CUtensorMap* y_map, const CUtensorMap* pre_map,
-                        int out0, int token0) {
+  /// the outputs become contiguous, to y. Ordinary stores: those of the copy
+  /// engine would queue behind the producer's loads.
+  __device__ void store(const Params& p, int out0, int token0) {
     const auto* bias = static_cast<const Element*>(p.bias);
     float add[2] = {0, 0};
     if (bias != nullptr) {
@@ -166,36 +168,35 @@ struct Multiplier {
         if (out < p.out) add[h] = widen(bias[out]);
       }
     }
-    const bool issues = threadIdx.x % 128 == 0;
     int buffer = 0;
 #pragma unroll
     for (int c = 0; c < C::kTokens / kStoreTokens; ++c) {
-      if (token0 + c * kStoreTokens >= p.tokens) break;
+      const int first = token0 + c * kStoreTokens;
+      if (first >= p.tokens) break;
       float(&v)[kStoreTokens / 2] = reinterpret_cast<float(&)[kStoreTokens / 2]>(
           d[c * (kStoreTokens / 2)]);
 #pragma unroll
       for (int i = 0; i < kStoreTokens / 2; ++i) v[i] += add[i / 2 % 2];
-      if (p.keep_preactivation) {
-        store_box(pre_map, v, buffer, issues, out0, token0 + c * kStoreTokens);
+      if (p.preactivation != nullptr) {
+        store_tokens(p, p.preactivation, v, buffer, out0, first);
         buffer ^= 1;
       }
       if (p.activation != Activation::none) {
 #pragma unroll
         for (int i = 0; i < kStoreTokens / 2; ++i) v[i] = activate(v[i], p.activation);
       }
-      store_box(y_map, v, buffer, issues, out0, token0 + c * kStoreTokens);
+      store_tokens(p, p.y, v, buffer, out0, first);
       buffer ^= 1;
     }
   }
 
-  __device__ __forceinline__ void store_box(const CUtensorMap* map,
-                                            const float (&v)[kStoreTokens / 2], int buffer,
-                                            bool issues, int out0, int token0) {
+  /// One of the two buffers at a time: whoever passes the barrier of the next
+  /// one has read this one.
+  __device__ __forceinline__ void store_tokens(const Params& p, void* y,
+                                               const float (&v)[kStoreTokens / 2], int buffer,
+                                               int out0, int token0) {
     unsigned char* box = shared.stores[consumer][buffer];
     const std::uint32_t address = ptx::shared_address(box);
-    // The buffer's last store, two ago, must have read it.
-    if (issues) ptx::store_wait_read<1>();
-    ptx::named_barrier(1 + consumer, 128);
 #pragma unroll
     for (int j = 0; j < kStoreTokens / 8; j += 2) {
       const int token = (j + lane / 16) * 8 + lane % 8;
@@ -206,33 +207,39 @@ struct Multiplier {
           narrow_pair<Element>(v[4 * j + 4], v[4 * j + 5]),
           narrow_pair<Element>(v[4 * j + 6], v[4 * j + 7]));
     }
-    ptx::fence_async_proxy();
     ptx::named_barrier(1 + consumer, 128);
-    if (issues) {
-      ptx::store_box(map, box, token0, out0);
-      ptx::store_commit();
+    constexpr int kUnits = kOuts / 8;  // of 16 bytes, in the outputs of a token
+    const int thread = static_cast<int>(threadIdx.x) % 128;
+    const int unit = thread % kUnits;
+    const bool in_row = out0 + unit * 8 < p.out;
+#pragma unroll
+    for (int i = 0; i < kStoreTokens * kUnits / 128; ++i) {
+      const int token = thread / kUnits + i * (128 / kUnits);
+      const auto value =
+          *reinterpret_cast<const uint4*>(box + ptx::swizzled<128>(token, unit * 16));
+      if (in_row && token0 + token < p.tokens) {
+        auto* row = static_cast<Element*>(y) + (token0 + token) * p.ldy + out0;
+        reinterpret_cast<uint4*>(row)[unit] = value;
+      }
     }
   }
 };
 
 template <class C>
-__device__ void multiply_loop(const Params& p, const CUtensorMap* y_map,
-                              const CUtensorMap* pre_map, Shared<C>& shared) {
+__device__ void multiply_loop(const Params& p, Shared<C>& shared) {
   Multiplier<C> multiplier{shared, static_cast<int>(threadIdx.x) / 128 - 1};
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int items = pairs_of(p) * p.token_tiles;
   for (int item = blockIdx.x / kCluster; item < items; item += gridDim.x / kCluster) {
     const Work work = work_of(p, item);
     const int segment = work.pair * kConsumers + multiplier.consumer;
+    const Segment place = segment < p.segments ? segment_of(p, segment) : Segment{0, 0};
     multiplier.run();
     if (segment < p.segments) {
-      const Segment place = segment_of(p, segment);
-      multiplier.store(p, y_map, pre_map, place.line * p.line_height + place.offset,
+      multiplier.store(p, place.line * p.line_height + place.offset,
                        (work.token_tile * kCluster + rank) * C::kTokens);
     }
   }
-  // Shared memory must outlive the stores that read it.
-  if (threadIdx.x % 128 == 0) ptx::store_wait_read<0>();
 }
 
 }  // namespace block_sparse::cuda::sm90::spmm
