@@ -33,14 +33,14 @@ using namespace block_sparse;
 using std::int32_t;
 using std::int64_t;
 
-#define CHECK(call)                                                              \
-  do {                                                                           \
-    const auto status_ = (call);                                                 \
-    if (static_cast<int>(status_) != 0) {                                        \
+#define CHECK(call)                                                                      \
+  do {                                                                                   \
+    const auto status_ = (call);                                                         \
+    if (static_cast<int>(status_) != 0) {                                                \
       std::fprintf(stderr, "%s:%d: %s failed with code %d\n", __FILE__, __LINE__, #call, \
-                   static_cast<int>(status_));                                   \
-      std::exit(1);                                                              \
-    }                                                                            \
+                   static_cast<int>(status_));                                           \
+      std::exit(1);                                                                      \
+    }                                                                                    \
   } while (false)
 
 void require(const Status& s) {
@@ -217,7 +217,8 @@ double goal(int64_t out, int64_t block, double density) {
   static constexpr double kDensities[4] = {.5, .25, .1, .05};
   static constexpr double kWide[4][4] = {
       {1.85, 3.6, 8.5, 11}, {1.7, 3.2, 6.5, 9}, {1.4, 2.6, 5, 7.5}, {.95, 1.7, 3, 4.5}};
-  static constexpr double kSquare[3][4] = {{1.7, 3.2, 5.5, 6}, {1.6, 2.9, 5, 5.5}, {1.3, 2.3, 4, 4.5}};
+  static constexpr double kSquare[3][4] = {
+      {1.7, 3.2, 5.5, 6}, {1.6, 2.9, 5, 5.5}, {1.3, 2.3, 4, 4.5}};
   const int row = block == 128 ? 0 : block == 64 ? 1 : block == 32 ? 2 : 3;
   for (int i = 0; i < 4; ++i) {
     if (std::fabs(density - kDensities[i]) > 1e-6) continue;
@@ -460,15 +461,18 @@ class Bench {
       const double error = relative_error();
       // Two results rounded to 8 bits each: 2^-9 sqrt(2 / 3) apart on average.
       if (!(error < 4e-3)) {
-        std::fprintf(stderr, "WRONG: %s block %ld density %g: relative error %g\n",
-                     product.c_str(), static_cast<long>(b), density, error);
+        std::fprintf(stderr, "WRONG: %s block %ld density %g: relative error %g\n", product.c_str(),
+                     static_cast<long>(b), density, error);
         ++wrong_;
       }
       for (T* w : weights) fill_random<<<2048, 256, 0, stream_>>>(w, in * out, 5);
       for (int s = 0; s < sets; ++s) {
-        fill_random<<<2048, 256, 0, stream_>>>(x[static_cast<std::size_t>(s)], tokens * in, 1 + 17 * s);
-        fill_random<<<2048, 256, 0, stream_>>>(y[static_cast<std::size_t>(s)], tokens * out, 2 + 17 * s);
-        fill_random<<<2048, 256, 0, stream_>>>(values[static_cast<std::size_t>(s)], blocks * b * b, 3 + 17 * s);
+        fill_random<<<2048, 256, 0, stream_>>>(x[static_cast<std::size_t>(s)], tokens * in,
+                                               1 + 17 * s);
+        fill_random<<<2048, 256, 0, stream_>>>(y[static_cast<std::size_t>(s)], tokens * out,
+                                               2 + 17 * s);
+        fill_random<<<2048, 256, 0, stream_>>>(values[static_cast<std::size_t>(s)], blocks * b * b,
+                                               3 + 17 * s);
       }
       const auto [us, dense_us] = time_pair(stream_, sparse, dense);
       const double flop = 2.0 * static_cast<double>(tokens) * static_cast<double>(blocks * b * b);
@@ -497,12 +501,11 @@ class Bench {
     for (const auto& list : {x, y, values, weights}) {
       for (T* p : list) CHECK(cudaFree(p));
     }
-    for (const void* p : {static_cast<const void*>(rows), static_cast<const void*>(cols),
-                          static_cast<const void*>(ids), static_cast<const void*>(plan),
-                          static_cast<const void*>(view.crow_indices),
-                          static_cast<const void*>(view.ccol_indices),
-                          static_cast<const void*>(view.row_indices),
-                          static_cast<const void*>(view.t_block_ids)}) {
+    for (const void* p :
+         {static_cast<const void*>(rows), static_cast<const void*>(cols),
+          static_cast<const void*>(ids), static_cast<const void*>(plan),
+          static_cast<const void*>(view.crow_indices), static_cast<const void*>(view.ccol_indices),
+          static_cast<const void*>(view.row_indices), static_cast<const void*>(view.t_block_ids)}) {
       CHECK(cudaFree(const_cast<void*>(p)));
     }
   }

@@ -128,8 +128,9 @@ Status check_stride(const char* name, std::int64_t stride, std::int64_t features
 
 Status check_extents(const PatternView& w, std::int64_t tokens) {
   if (tokens < 0 || w.rows < 0 || w.cols < 0 || w.block_height < 1 || w.block_width < 1) {
-    return Status::invalid_argument("tokens, rows and cols must be at least 0 and the sides of a "
-                                    "block at least 1.");
+    return Status::invalid_argument(
+        "tokens, rows and cols must be at least 0 and the sides of a "
+        "block at least 1.");
   }
   if (w.n_block_rows() > 0x7fffffff || w.n_block_cols() > 0x7fffffff || w.slots > 0x7fffffff) {
     return Status::unsupported("The pattern has more than 2^31 - 1 block rows, columns or slots.");
@@ -158,13 +159,11 @@ Status input_gradient(const InputGradientArgs& a, Stream stream) {
 
 Status weight_gradient(const WeightGradientArgs& a, Stream stream) {
   Status s = check_extents(a.pattern, a.tokens);
-  if (s.ok() && a.out_dtype != a.dtype &&
-      (a.out_dtype != DataType::f32 || size_of(a.dtype) != 2)) {
+  if (s.ok() && a.out_dtype != a.dtype && (a.out_dtype != DataType::f32 || size_of(a.dtype) != 2)) {
     static constexpr const char* kNames[] = {"float32", "float64", "bfloat16", "float16"};
-    s = Status::invalid_argument(std::string("out_dtype is ") +
-                                 kNames[static_cast<int>(a.out_dtype)] + ", expected " +
-                                 kNames[static_cast<int>(a.dtype)] +
-                                 " as dy and x, or float32 where they have 16 bits.");
+    s = Status::invalid_argument(
+        std::string("out_dtype is ") + kNames[static_cast<int>(a.out_dtype)] + ", expected " +
+        kNames[static_cast<int>(a.dtype)] + " as dy and x, or float32 where they have 16 bits.");
   }
   return s.ok() ? dispatch(weight_gradient_kernels, a, stream) : s;
 }

@@ -34,8 +34,7 @@ inline Lines row_lines(const PatternView& p, const std::int32_t* plan) {
 inline Lines column_lines(const PatternView& p, const std::int32_t* plan) {
   const std::int32_t* order =
       plan == nullptr ? nullptr : plan + tiles_of(p.n_block_rows(), p.block_height);
-  return {p.ccol_indices, p.row_indices, p.t_block_ids, order,
-          static_cast<int>(p.n_block_cols())};
+  return {p.ccol_indices, p.row_indices, p.t_block_ids, order, static_cast<int>(p.n_block_cols())};
 }
 
 }  // namespace block_sparse::cuda

@@ -321,8 +321,8 @@ void expect_close(const DeviceBuffer& buffer, DataType type, const Expected& wan
       const double bound =
           slope * static_cast<double>(terms + 2) * unit * want.magnitude[i] +
           evaluate * unit * std::fabs(want.value[i]) +
-          epsilon(type) / 2 * (std::fabs(value) + slope * static_cast<double>(terms) * unit *
-                                                      want.magnitude[i]) +
+          epsilon(type) / 2 *
+              (std::fabs(value) + slope * static_cast<double>(terms) * unit * want.magnitude[i]) +
           (type == DataType::f16 ? 0x1p-25 : 1e-40);  // half a subnormal step
       if (!(std::fabs(got[at] - value) <= bound)) {
         if (++wrong <= 5) {

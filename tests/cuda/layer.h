@@ -16,10 +16,10 @@
 /// on the host.
 namespace block_sparse::cuda::test {
 
-#define BLOCK_SPARSE_CUDA_OK(call)                                  \
-  do {                                                              \
-    const cudaError_t error_ = (call);                              \
-    ASSERT_EQ(error_, cudaSuccess) << cudaGetErrorString(error_);   \
+#define BLOCK_SPARSE_CUDA_OK(call)                                \
+  do {                                                            \
+    const cudaError_t error_ = (call);                            \
+    ASSERT_EQ(error_, cudaSuccess) << cudaGetErrorString(error_); \
   } while (false)
 
 /// Device memory; every byte starts as 0xff, which is NaN in all our types.

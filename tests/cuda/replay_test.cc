@@ -32,8 +32,13 @@ struct Call {
   }
 };
 
-constexpr LayerCase kLayer{.out = 512, .in = 512, .block_height = 32, .block_width = 32,
-                           .density = 0.3, .tokens = 600, .spare_slots = 200};
+constexpr LayerCase kLayer{.out = 512,
+                           .in = 512,
+                           .block_height = 32,
+                           .block_width = 32,
+                           .density = 0.3,
+                           .tokens = 600,
+                           .spare_slots = 200};
 
 TEST(Replay, AGraphFollowsThePatternChangedInPlace) {
   Call call(kLayer, 11);

@@ -103,14 +103,24 @@ std::vector<SddmmCase> cases_of(const std::string& kernel, const std::vector<Lay
 std::vector<LayerCase> generic_layers() {
   std::vector<LayerCase> layers;
   for (const DataType type : {DataType::f32, DataType::f64, DataType::bf16, DataType::f16}) {
-    layers.push_back({.out = 96, .in = 160, .block_height = 32, .block_width = 32, .tokens = 127,
-                      .dtype = type, .gap = 5});
-    layers.push_back({.out = 50, .in = 70, .block_height = 16, .block_width = 24, .tokens = 33,
-                      .dtype = type, .gap = 1});
-    layers.push_back({.out = 17, .in = 9, .block_height = 1, .block_width = 3, .tokens = 3,
-                      .dtype = type});
-    layers.push_back({.out = 64, .in = 64, .block_height = 32, .block_width = 32, .tokens = 0,
-                      .dtype = type});
+    layers.push_back({.out = 96,
+                      .in = 160,
+                      .block_height = 32,
+                      .block_width = 32,
+                      .tokens = 127,
+                      .dtype = type,
+                      .gap = 5});
+    layers.push_back({.out = 50,
+                      .in = 70,
+                      .block_height = 16,
+                      .block_width = 24,
+                      .tokens = 33,
+                      .dtype = type,
+                      .gap = 1});
+    layers.push_back(
+        {.out = 17, .in = 9, .block_height = 1, .block_width = 3, .tokens = 3, .dtype = type});
+    layers.push_back(
+        {.out = 64, .in = 64, .block_height = 32, .block_width = 32, .tokens = 0, .dtype = type});
   }
   return layers;
 }
@@ -123,18 +133,34 @@ std::vector<LayerCase> sm90_layers() {
   for (const DataType type : {DataType::bf16, DataType::f16}) {
     for (const std::int64_t b : {64, 128}) {
       for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
-        layers.push_back({.out = 512, .in = 640, .block_height = b, .block_width = b,
-                          .density = 0.4, .tokens = tokens, .dtype = type});
+        layers.push_back({.out = 512,
+                          .in = 640,
+                          .block_height = b,
+                          .block_width = b,
+                          .density = 0.4,
+                          .tokens = tokens,
+                          .dtype = type});
       }
       for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
-        layers.push_back({.out = 384, .in = 768, .block_height = b, .block_width = b,
-                          .density = 0.3, .tokens = 1100, .dtype = type, .fill = fill, .gap = 8});
+        layers.push_back({.out = 384,
+                          .in = 768,
+                          .block_height = b,
+                          .block_width = b,
+                          .density = 0.3,
+                          .tokens = 1100,
+                          .dtype = type,
+                          .fill = fill,
+                          .gap = 8});
       }
     }
   }
   // More block rows than a warp scans at once.
-  layers.push_back({.out = 64 * 70, .in = 128, .block_height = 64, .block_width = 64,
-                    .density = 0.3, .tokens = 64});
+  layers.push_back({.out = 64 * 70,
+                    .in = 128,
+                    .block_height = 64,
+                    .block_width = 64,
+                    .density = 0.3,
+                    .tokens = 64});
   return layers;
 }
 
@@ -143,15 +169,25 @@ std::vector<LayerCase> sm80_layers() {
   for (const std::int64_t height : {16, 32, 64, 128}) {
     for (const std::int64_t width : {16, 32, 64, 128}) {
       for (const std::int64_t tokens : {1, 127, 1100}) {
-        layers.push_back({.out = 256, .in = 384, .block_height = height, .block_width = width,
-                          .density = 0.4, .tokens = tokens,
-                          .dtype = tokens == 127 ? DataType::f16 : DataType::bf16, .gap = 8});
+        layers.push_back({.out = 256,
+                          .in = 384,
+                          .block_height = height,
+                          .block_width = width,
+                          .density = 0.4,
+                          .tokens = tokens,
+                          .dtype = tokens == 127 ? DataType::f16 : DataType::bf16,
+                          .gap = 8});
       }
     }
   }
   for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
-    layers.push_back({.out = 768, .in = 512, .block_height = 16, .block_width = 16,
-                      .density = 0.3, .tokens = 600, .fill = fill});
+    layers.push_back({.out = 768,
+                      .in = 512,
+                      .block_height = 16,
+                      .block_width = 16,
+                      .density = 0.3,
+                      .tokens = 600,
+                      .fill = fill});
   }
   return layers;
 }
@@ -186,10 +222,10 @@ TEST_P(BlockNorms, AreRight) {
   for (std::int64_t r = 0; r < l.block_rows(); ++r) {
     for (std::int64_t k = 0; k < l.block_cols(); ++k) {
       double squares = 0, magnitude = 0;
-      for (std::int64_t m = r * l.c.block_height;
-           m < std::min((r + 1) * l.c.block_height, l.c.out); ++m) {
-        for (std::int64_t n = k * l.c.block_width;
-             n < std::min((k + 1) * l.c.block_width, l.c.in); ++n) {
+      for (std::int64_t m = r * l.c.block_height; m < std::min((r + 1) * l.c.block_height, l.c.out);
+           ++m) {
+        for (std::int64_t n = k * l.c.block_width; n < std::min((k + 1) * l.c.block_width, l.c.in);
+             ++n) {
           const auto i = static_cast<std::size_t>(m * l.c.in + n);
           squares += dense.value[i] * dense.value[i];
           magnitude += dense.magnitude[i] * dense.magnitude[i];

@@ -80,21 +80,31 @@ TEST_P(Spmm, InputGradientIsRight) {
 std::vector<SpmmCase> generic_cases() {
   std::vector<SpmmCase> cases;
   for (const DataType type : {DataType::f32, DataType::f64, DataType::bf16, DataType::f16}) {
-    cases.push_back({{.out = 96, .in = 160, .block_height = 32, .block_width = 32, .tokens = 127,
-                      .dtype = type, .gap = 5},
+    cases.push_back({{.out = 96,
+                      .in = 160,
+                      .block_height = 32,
+                      .block_width = 32,
+                      .tokens = 127,
+                      .dtype = type,
+                      .gap = 5},
                      "generic_spmm"});
-    cases.push_back({{.out = 50, .in = 70, .block_height = 16, .block_width = 24, .tokens = 33,
-                      .dtype = type, .gap = 1},
+    cases.push_back({{.out = 50,
+                      .in = 70,
+                      .block_height = 16,
+                      .block_width = 24,
+                      .tokens = 33,
+                      .dtype = type,
+                      .gap = 1},
                      "generic_spmm"});
-    cases.push_back({{.out = 17, .in = 9, .block_height = 1, .block_width = 3, .tokens = 3,
-                      .dtype = type},
-                     "generic_spmm"});
-    cases.push_back({{.out = 130, .in = 64, .block_height = 65, .block_width = 5, .tokens = 1,
-                      .dtype = type},
-                     "generic_spmm"});
-    cases.push_back({{.out = 64, .in = 64, .block_height = 32, .block_width = 32, .tokens = 0,
-                      .dtype = type},
-                     "generic_spmm"});
+    cases.push_back(
+        {{.out = 17, .in = 9, .block_height = 1, .block_width = 3, .tokens = 3, .dtype = type},
+         "generic_spmm"});
+    cases.push_back(
+        {{.out = 130, .in = 64, .block_height = 65, .block_width = 5, .tokens = 1, .dtype = type},
+         "generic_spmm"});
+    cases.push_back(
+        {{.out = 64, .in = 64, .block_height = 32, .block_width = 32, .tokens = 0, .dtype = type},
+         "generic_spmm"});
   }
   return cases;
 }
@@ -105,41 +115,74 @@ std::vector<SpmmCase> sm90_cases() {
   for (const DataType type : {DataType::bf16, DataType::f16}) {
     for (const std::int64_t b : {16, 32, 64, 128}) {
       for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
-        cases.push_back({{.out = 512, .in = 384, .block_height = b, .block_width = b,
-                          .density = 0.4, .tokens = tokens, .dtype = type},
+        cases.push_back({{.out = 512,
+                          .in = 384,
+                          .block_height = b,
+                          .block_width = b,
+                          .density = 0.4,
+                          .tokens = tokens,
+                          .dtype = type},
                          kernel});
       }
       for (const double density : {0.05, 1.0}) {
-        cases.push_back({{.out = 384, .in = 640, .block_height = b, .block_width = b,
-                          .density = density, .tokens = 520, .dtype = type, .gap = 8},
+        cases.push_back({{.out = 384,
+                          .in = 640,
+                          .block_height = b,
+                          .block_width = b,
+                          .density = density,
+                          .tokens = 520,
+                          .dtype = type,
+                          .gap = 8},
                          kernel});
       }
       for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
-        cases.push_back({{.out = 768, .in = 256, .block_height = b, .block_width = b,
-                          .density = 0.3, .tokens = 300, .dtype = type, .fill = fill},
+        cases.push_back({{.out = 768,
+                          .in = 256,
+                          .block_height = b,
+                          .block_width = b,
+                          .density = 0.3,
+                          .tokens = 300,
+                          .dtype = type,
+                          .fill = fill},
                          kernel});
       }
     }
     // Odd numbers of lines and of tiles.
-    cases.push_back({{.out = 80, .in = 48, .block_height = 16, .block_width = 16, .tokens = 65,
+    cases.push_back(
+        {{.out = 80, .in = 48, .block_height = 16, .block_width = 16, .tokens = 65, .dtype = type},
+         kernel});
+    cases.push_back({{.out = 96,
+                      .in = 160,
+                      .block_height = 32,
+                      .block_width = 32,
+                      .tokens = 700,
                       .dtype = type},
                      kernel});
-    cases.push_back({{.out = 96, .in = 160, .block_height = 32, .block_width = 32, .tokens = 700,
+    cases.push_back({{.out = 320,
+                      .in = 192,
+                      .block_height = 64,
+                      .block_width = 64,
+                      .tokens = 513,
                       .dtype = type},
                      kernel});
-    cases.push_back({{.out = 320, .in = 192, .block_height = 64, .block_width = 64, .tokens = 513,
+    cases.push_back({{.out = 384,
+                      .in = 256,
+                      .block_height = 128,
+                      .block_width = 64,
+                      .tokens = 257,
                       .dtype = type},
                      kernel});
-    cases.push_back({{.out = 384, .in = 256, .block_height = 128, .block_width = 64, .tokens = 257,
-                      .dtype = type},
-                     kernel});
-    cases.push_back({{.out = 192, .in = 512, .block_height = 64, .block_width = 256, .tokens = 64,
+    cases.push_back({{.out = 192,
+                      .in = 512,
+                      .block_height = 64,
+                      .block_width = 256,
+                      .tokens = 64,
                       .dtype = type},
                      kernel});
   }
   // More tiles than multiprocessors, several rounds of token tiles.
-  cases.push_back({{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000},
-                   kernel});
+  cases.push_back(
+      {{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000}, kernel});
   return cases;
 }
 
@@ -198,6 +241,17 @@ TEST(SpmmDispatch, RefusesAForcedKernelInASentence) {
   const Status s = forward(forward_args(l, d, y.data()), nullptr);
   EXPECT_EQ(s.code(), StatusCode::unsupported);
   EXPECT_NE(s.message().find("BLOCK_SPARSE_FORCE=sm90_spmm"), std::string::npos) << s.message();
+}
+
+TEST(SpmmDispatch, NoSlotsGiveTheBias) {
+  const Layer l({.out = 128, .in = 128, .tokens = 9, .fill = Fill::empty, .spare_slots = 0}, 9);
+  const DeviceLayer d(l);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Status s = forward(forward_args(l, d, y.data()), nullptr);
+  ASSERT_TRUE(s.ok()) << s.message();
+  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+  expect_close(y, l.c.dtype, l.forward(), l.c.tokens, l.c.out, 0, l.c.in, Activation::none,
+               DataType::f32);
 }
 
 TEST(SpmmDispatch, OddAlignmentGoesToAKernelThatTakesIt) {

@@ -8,8 +8,8 @@ namespace block_sparse::cuda {
 
 Status to_status(cudaError_t error, const char* doing) {
   if (error == cudaSuccess) return {};
-  const StatusCode code = error == cudaErrorMemoryAllocation ? StatusCode::out_of_memory
-                                                             : StatusCode::unsupported;
+  const StatusCode code =
+      error == cudaErrorMemoryAllocation ? StatusCode::out_of_memory : StatusCode::unsupported;
   return {code, std::string("CUDA error while ") + doing + ": " + cudaGetErrorString(error) + "."};
 }
 
@@ -27,8 +27,8 @@ Status current_device(Device* device) {
   Device& entry = known[static_cast<std::size_t>(index)];
   if (entry.multiprocessors == 0) {
     Device fresh;
-    cudaError_t error = cudaDeviceGetAttribute(&fresh.major, cudaDevAttrComputeCapabilityMajor,
-                                               index);
+    cudaError_t error =
+        cudaDeviceGetAttribute(&fresh.major, cudaDevAttrComputeCapabilityMajor, index);
     if (error == cudaSuccess) {
       error = cudaDeviceGetAttribute(&fresh.minor, cudaDevAttrComputeCapabilityMinor, index);
     }
@@ -50,8 +50,8 @@ EncodeTiled encode_tiled() {
   static const EncodeTiled function = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found{};
-    const cudaError_t error = cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
+                                                               12000, cudaEnableDefault, &found);
     return error == cudaSuccess && found == cudaDriverEntryPointSuccess
                ? reinterpret_cast<EncodeTiled>(entry)
                : nullptr;
@@ -82,11 +82,11 @@ Status make_tensor_map(const MatrixBox& box, CUtensorMap* map) {
   const CUtensorMapSwizzle swizzle = box.box_cols == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
                                      : box.box_cols == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                           : CU_TENSOR_MAP_SWIZZLE_32B;
-  const CUresult result = encode(
-      map, box.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-      const_cast<void*>(box.data), sizes, strides, box_sizes, element_strides,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(map, box.is_bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+             2, const_cast<void*>(box.data), sizes, strides, box_sizes, element_strides,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     return Status::unsupported("cuTensorMapEncodeTiled refused a matrix of " +
                                std::to_string(box.rows) + " x " + std::to_string(box.cols) +

@@ -14,8 +14,8 @@ namespace block_sparse::cuda::generic {
 struct SpmmProblem {
   DataType dtype;
   Lines lines;
-  std::int64_t height, width;      // of a block, across and along K
-  std::int64_t out, in;            // features of y and of x
+  std::int64_t height, width;  // of a block, across and along K
+  std::int64_t out, in;        // features of y and of x
   std::int64_t slots;
   std::int64_t stride_m, stride_k;  // within a block of `values`
   std::int64_t tokens;

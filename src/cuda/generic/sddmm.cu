@@ -82,13 +82,12 @@ __global__ void __launch_bounds__(kThreads* kThreads)
     const std::int64_t col = w.col_indices[i] * w.block_width;
     const TileProduct<T> product{static_cast<const T*>(p.dy), p.lddy, static_cast<const T*>(p.x),
                                  p.ldx, p.tokens};
-    product(row + m0, min(row + w.block_height, w.rows), col + n0,
-            min(col + w.block_width, w.cols), sum);
+    product(row + m0, min(row + w.block_height, w.rows), col + n0, min(col + w.block_width, w.cols),
+            sum);
   }
   const int tx = threadIdx.x % kThreads;
   const int ty = threadIdx.x / kThreads;
-  auto* block =
-      static_cast<Out*>(p.dvalues) + w.block_ids[i] * (w.block_height * w.block_width);
+  auto* block = static_cast<Out*>(p.dvalues) + w.block_ids[i] * (w.block_height * w.block_width);
 #pragma unroll
   for (int a = 0; a < 2; ++a) {
 #pragma unroll

@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kThreads* kThreads) spmm_kernel(SpmmProblem p,
           const int r = e / kTile;
           const int k = e % kTile;
           const bool in_k = k0 + k < k_count;
-          xs[r][k] = in_k && t0 + r < p.tokens ? widen(x[(t0 + r) * p.ldx + k_base + k0 + k]) : A(0);
+          xs[r][k] =
+              in_k && t0 + r < p.tokens ? widen(x[(t0 + r) * p.ldx + k_base + k0 + k]) : A(0);
           ws[r][k] = in_k && r < m_count
                          ? widen(block[(m0 + r) * p.stride_m + (k0 + k) * p.stride_k])
                          : A(0);
@@ -132,9 +133,8 @@ Status spmm(const SpmmProblem& p, Stream stream) {
   const std::int64_t columns = p.lines.count * tiles_a_line;
   if (p.tokens == 0 || columns == 0) return {};
   if (columns > 0x7fffffff) return Status::unsupported("The matrix has too many block rows.");
-  const dim3 grid(static_cast<unsigned>(columns),
-                  static_cast<unsigned>(std::min<std::int64_t>((p.tokens + kTile - 1) / kTile,
-                                                               65535)));
+  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(std::min<std::int64_t>(
+                                                      (p.tokens + kTile - 1) / kTile, 65535)));
   with_element(p.dtype, [&](auto element) {
     spmm_kernel<decltype(element)>
         <<<grid, kThreads * kThreads, 0, stream>>>(p, static_cast<int>(tiles_a_line));

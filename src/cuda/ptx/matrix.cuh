@@ -24,10 +24,10 @@ __device__ __forceinline__ void load_matrix_x4_transposed(std::uint32_t (&r)[4],
 __device__ __forceinline__ void store_matrix_x4_transposed(std::uint32_t address, std::uint32_t a,
                                                            std::uint32_t b, std::uint32_t c,
                                                            std::uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   address),
-               "r"(a), "r"(b), "r"(c), "r"(d)
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
 }
 
 /// The address of byte (row, byte) in a tile whose rows are `RowBytes` = 32, 64

@@ -45,7 +45,8 @@ std::size_t partial_bytes(const WeightGradientArgs& a, int splits) {
 Splits choose_splits(const WeightGradientArgs& a, std::int64_t pieces, int multiple,
                      int multiprocessors, std::size_t workspace_bytes) {
   // Four rounds of pieces leave at most a fifth of the machine idle at the end.
-  const std::int64_t wanted = (4 * multiprocessors + pieces - 1) / std::max<std::int64_t>(pieces, 1);
+  const std::int64_t wanted =
+      (4 * multiprocessors + pieces - 1) / std::max<std::int64_t>(pieces, 1);
   int count = static_cast<int>(
       std::clamp<std::int64_t>(std::min(wanted, a.tokens / kMinTokens), 1, kMaxSplits));
   while (count > 1 && partial_bytes(a, count) > workspace_bytes) --count;

@@ -11,10 +11,10 @@ namespace block_sparse::cuda {
 /// tokens are split, into partial sums that are added up afterwards.
 struct SddmmOutput {
   void* dvalues;
-  float* partial;       // (splits, slots, block elements), or null
+  float* partial;  // (splits, slots, block elements), or null
   std::int64_t slots;
   int block_elements;
-  bool as_float;        // dvalues is f32, else of the type of dy and x
+  bool as_float;  // dvalues is f32, else of the type of dy and x
   bool accumulate;
 
   /// Stores elements `at` and `at` + 1 of a block; `at` is even.

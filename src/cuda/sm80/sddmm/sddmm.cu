@@ -20,7 +20,7 @@ constexpr int kColumns = 128;     // of x in a CTA, gathered from several blocks
 constexpr int kWarpColumns = 32;  // N of a warp
 constexpr int kStageTokens = 32;  // K of a stage
 constexpr int kStages = 4;
-constexpr int kCtas = 4;          // a multiprocessor
+constexpr int kCtas = 4;  // a multiprocessor
 // Rows of shared memory are 16 bytes longer than their data, so that the eight
 // rows that ldmatrix reads at once lie in different banks.
 constexpr int kPad = 16;
@@ -66,8 +66,8 @@ __device__ __forceinline__ void load_stage(const Params& p, std::uint32_t stage,
     const int row = i / kDyUnits;
     const int unit = i % kDyUnits;
     const bool valid = token + row < end;
-    const T* from = static_cast<const T*>(p.dy) +
-                    (valid ? (token + row) * p.lddy : 0) + row0 + unit * 8;
+    const T* from =
+        static_cast<const T*>(p.dy) + (valid ? (token + row) * p.lddy : 0) + row0 + unit * 8;
     ptx::copy_async(stage + row * C::kDyStride + unit * 16, from, valid);
   }
 #pragma unroll
@@ -270,8 +270,7 @@ Status run(const WeightGradientArgs& a, Stream stream) {
 std::size_t workspace(const WeightGradientArgs& a) {
   Device device;
   if (!current_device(&device).ok()) return 0;
-  return partial_bytes(
-      a, splits_of(a, device, std::numeric_limits<std::size_t>::max()).count);
+  return partial_bytes(a, splits_of(a, device, std::numeric_limits<std::size_t>::max()).count);
 }
 
 }  // namespace block_sparse::cuda::sm80::sddmm

@@ -208,8 +208,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     kernel(const Params p, const __grid_constant__ CUtensorMap dy_map,
            const __grid_constant__ CUtensorMap x_map) {
   extern __shared__ unsigned char raw[];
-  auto& shared = *reinterpret_cast<Shared<C>*>(
-      raw + (1024 - ptx::shared_address(raw) % 1024) % 1024);
+  auto& shared =
+      *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       ptx::barrier_init(&shared.full[s], 1);

@@ -37,12 +37,12 @@ Status launch(const WeightGradientArgs& a, Stream stream) {
   if (!s.ok()) return s;
   const Splits splits = choose_splits(a, pieces_of(a), kStageTokens, device.multiprocessors,
                                       a.workspace.data == nullptr ? 0 : a.workspace.bytes);
-  const Params params{{w.crow_indices, static_cast<int>(w.n_block_rows()),
-                       static_cast<int>(a.tokens), splits.count, splits.tokens},
-                      w,
-                      {a.dvalues,
-                       splits.count > 1 ? static_cast<float*>(a.workspace.data) : nullptr, w.slots,
-                       C::kSide * C::kSide, a.out_dtype == DataType::f32, a.accumulate}};
+  const Params params{
+      {w.crow_indices, static_cast<int>(w.n_block_rows()), static_cast<int>(a.tokens), splits.count,
+       splits.tokens},
+      w,
+      {a.dvalues, splits.count > 1 ? static_cast<float*>(a.workspace.data) : nullptr, w.slots,
+       C::kSide * C::kSide, a.out_dtype == DataType::f32, a.accumulate}};
   kernel<C><<<static_cast<unsigned>(device.multiprocessors), kThreads, kBytes, stream>>>(
       params, dy_map, x_map);
   s = to_status(cudaGetLastError(), "launching the Hopper weight gradient kernel");
@@ -66,6 +66,7 @@ const char* refusal(const WeightGradientArgs& a) {
   if (w.rows % w.block_height != 0 || w.cols % w.block_width != 0) {
     return "features are not whole blocks";
   }
+  if (w.rows < 1 || w.cols < 1) return "there are no features";
   if (a.tokens < 1 || a.tokens > 0x7fff0000) return "no tokens, or too many";
   if (w.slots > 0x7fffffff / 8) return "too many slots";
   for (const void* data : {a.dy, a.x}) {

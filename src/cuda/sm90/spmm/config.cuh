@@ -9,10 +9,10 @@
 
 namespace block_sparse::cuda::sm90::spmm {
 
-constexpr int kCluster = 2;     // CTAs along the tokens, which share the weights
-constexpr int kConsumers = 2;   // warpgroups that multiply, 64 outputs each
-constexpr int kOuts = 64;       // outputs of a warpgroup: M of wgmma
-constexpr int kStageK = 64;     // K of a stage
+constexpr int kCluster = 2;    // CTAs along the tokens, which share the weights
+constexpr int kConsumers = 2;  // warpgroups that multiply, 64 outputs each
+constexpr int kOuts = 64;      // outputs of a warpgroup: M of wgmma
+constexpr int kStageK = 64;    // K of a stage
 constexpr int kStoreTokens = 64;
 constexpr int kThreads = 128 * (1 + kConsumers);
 // 40 + 2 x 232 registers a thread of the three warpgroups fill the register file.
@@ -33,8 +33,8 @@ struct Config {
   static constexpr bool kMContiguous = MContiguous_;
   static constexpr int kTokens = Tokens_;  // of a CTA: N of wgmma
 
-  static constexpr int kLines = kOuts / kHeight;    // of a warpgroup's tile
-  static constexpr int kParts = kStageK / kDepth;   // block positions in a stage
+  static constexpr int kLines = kOuts / kHeight;   // of a warpgroup's tile
+  static constexpr int kParts = kStageK / kDepth;  // block positions in a stage
   static constexpr int kWalkers = kConsumers * kLines;
   static constexpr bool kRegisterWeights = kHeight < kOuts;
 
@@ -63,9 +63,7 @@ struct Shared {
   alignas(8) std::uint64_t empty[C::kStages];
   StageMeta meta[C::kStages];
 
-  __device__ unsigned char* x(int stage, int part) {
-    return stages[stage] + part * C::kXPartBytes;
-  }
+  __device__ unsigned char* x(int stage, int part) { return stages[stage] + part * C::kXPartBytes; }
   __device__ unsigned char* w(int stage, int part, int consumer) {
     return stages[stage] + C::kXBytes + (part * kConsumers + consumer) * C::kTileBytes;
   }

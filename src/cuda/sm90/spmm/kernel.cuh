@@ -15,8 +15,8 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
            const __grid_constant__ CUtensorMap w_map) {
   extern __shared__ unsigned char raw[];
   // Dynamic shared memory is only 16-byte aligned; swizzled tiles need 1024.
-  auto& shared = *reinterpret_cast<Shared<C>*>(
-      raw + (1024 - ptx::shared_address(raw) % 1024) % 1024);
+  auto& shared =
+      *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       ptx::barrier_init(&shared.full[s], 1);

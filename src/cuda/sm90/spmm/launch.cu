@@ -25,10 +25,10 @@ Status launch(const SpmmProblem& p, Stream stream) {
   CUtensorMap x_map, w_map;
   Status s = make_tensor_map({p.x, p.tokens, p.in, p.ldx, C::kTokens, C::kDepth, is_bf16}, &x_map);
   if (s.ok()) {
-    s = make_tensor_map({p.values, slot_rows, slots_width, slots_width,
-                         C::kMContiguous ? C::kDepth : C::kHeight,
-                         C::kMContiguous ? C::kHeight : C::kDepth, is_bf16},
-                        &w_map);
+    s = make_tensor_map(
+        {p.values, slot_rows, slots_width, slots_width, C::kMContiguous ? C::kDepth : C::kHeight,
+         C::kMContiguous ? C::kHeight : C::kDepth, is_bf16},
+        &w_map);
   }
   if (!s.ok()) return s;
 
@@ -41,8 +41,7 @@ Status launch(const SpmmProblem& p, Stream stream) {
   if (!s.ok()) return s;
 
   const std::int64_t segments = (p.out + kOuts - 1) / kOuts;
-  const std::int64_t token_tiles =
-      (p.tokens + C::kTokens * kCluster - 1) / (C::kTokens * kCluster);
+  const std::int64_t token_tiles = (p.tokens + C::kTokens * kCluster - 1) / (C::kTokens * kCluster);
   const std::int64_t items = (segments + kConsumers - 1) / kConsumers * token_tiles;
   const Params params{p.lines,
                       static_cast<int>(p.height),
@@ -57,8 +56,8 @@ Status launch(const SpmmProblem& p, Stream stream) {
                       p.y,
                       p.ldy};
   const auto clusters = std::min<std::int64_t>(items, device.multiprocessors / kCluster);
-  function<<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream>>>(
-      params, x_map, w_map);
+  function<<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream>>>(params, x_map,
+                                                                                     w_map);
   return to_status(cudaGetLastError(), "launching the Hopper SpMM kernel");
 }
 
@@ -98,13 +97,14 @@ const char* refusal(const SpmmProblem& p) {
   }
   if (cut(p.height) != cut(p.width)) return "the blocks are not square, or both sides at least 64";
   if (p.out % p.height != 0 || p.in % p.width != 0) return "features are not whole blocks";
+  if (p.in < 1 || p.slots < 1) return "there is nothing to multiply";
   if (p.slots * p.height * p.width / std::min(p.height, p.width) > 0x7fffffff) {
     return "the slots are too many for 32-bit coordinates";
   }
   const std::int64_t tiles = (p.tokens / 256 + 1) * (p.out / 128 + 1);
   if (p.tokens > 0x7fff0000 || tiles > 0x7fff0000) return "too many tokens";
-  for (const void* data : {p.x, p.values, static_cast<const void*>(p.y),
-                           static_cast<const void*>(p.preactivation)}) {
+  for (const void* data :
+       {p.x, p.values, static_cast<const void*>(p.y), static_cast<const void*>(p.preactivation)}) {
     if (const char* why = tensor_map_refusal(data, 0)) return why;
   }
   for (const std::int64_t stride : {p.ldx, p.ldy}) {

@@ -87,9 +87,9 @@ __device__ void load_loop(const Params& p, const CUtensorMap* x_map, const CUten
             const int row = C::kMContiguous ? slot * p.line_depth + along_k
                                             : slot * p.line_height + place.offset;
             const int col = C::kMContiguous ? place.offset : along_k;
-            ptx::load_box_multicast(
-                w_map, shared.w(ring.stage, part, consumer) + in_tile * C::kBlockBytes, full, row,
-                col, (1 << kCluster) - 1);
+            ptx::load_box_multicast(w_map,
+                                    shared.w(ring.stage, part, consumer) + in_tile * C::kBlockBytes,
+                                    full, row, col, (1 << kCluster) - 1);
           }
           present |= hits << (part * C::kWalkers);
           ++part;

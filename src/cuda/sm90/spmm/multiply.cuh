@@ -23,8 +23,15 @@ struct Multiplier {
   ptx::Ring<C::kStages> ring{};
   float d[C::kTokens / 2];
 
+  /// Tells every CTA of the cluster, as each may load weights into this one. The
+  /// lanes that do not arrive have finished their reads, too.
   __device__ void release(int stage) const {
-    if (lane < kCluster) ptx::barrier_arrive_cluster(&shared.empty[stage], lane);
+    __syncwarp();
+    if (lane == static_cast<int>(ptx::cluster_rank())) {
+      ptx::barrier_arrive(&shared.empty[stage]);
+    } else if (lane < kCluster) {
+      ptx::barrier_arrive_cluster(&shared.empty[stage], lane);
+    }
   }
 
   /// The part's lines present in this warpgroup's tile.
@@ -67,7 +74,7 @@ struct Multiplier {
           ptx::shared_address(shared.w(stage, part, consumer)) + line * C::kBlockBytes;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        std::uint32_t(&r)[4] = a[part * kSteps + step];
+        std::uint32_t (&r)[4] = a[part * kSteps + step];
         if (stored) {
           if constexpr (C::kMContiguous) {
             ptx::load_matrix_x4_transposed(
@@ -173,8 +180,8 @@ struct Multiplier {
     for (int c = 0; c < C::kTokens / kStoreTokens; ++c) {
       const int first = token0 + c * kStoreTokens;
       if (first >= p.tokens) break;
-      float(&v)[kStoreTokens / 2] = reinterpret_cast<float(&)[kStoreTokens / 2]>(
-          d[c * (kStoreTokens / 2)]);
+      float (&v)[kStoreTokens / 2] =
+          reinterpret_cast<float (&)[kStoreTokens / 2]>(d[c * (kStoreTokens / 2)]);
 #pragma unroll
       for (int i = 0; i < kStoreTokens / 2; ++i) v[i] += add[i / 2 % 2];
       if (p.preactivation != nullptr) {
@@ -201,11 +208,11 @@ struct Multiplier {
     for (int j = 0; j < kStoreTokens / 8; j += 2) {
       const int token = (j + lane / 16) * 8 + lane % 8;
       const int byte = warp * 32 + lane / 8 % 2 * 16;
-      ptx::store_matrix_x4_transposed(
-          address + ptx::swizzled<128>(token, byte), narrow_pair<Element>(v[4 * j], v[4 * j + 1]),
-          narrow_pair<Element>(v[4 * j + 2], v[4 * j + 3]),
-          narrow_pair<Element>(v[4 * j + 4], v[4 * j + 5]),
-          narrow_pair<Element>(v[4 * j + 6], v[4 * j + 7]));
+      ptx::store_matrix_x4_transposed(address + ptx::swizzled<128>(token, byte),
+                                      narrow_pair<Element>(v[4 * j], v[4 * j + 1]),
+                                      narrow_pair<Element>(v[4 * j + 2], v[4 * j + 3]),
+                                      narrow_pair<Element>(v[4 * j + 4], v[4 * j + 5]),
+                                      narrow_pair<Element>(v[4 * j + 6], v[4 * j + 7]));
     }
     ptx::named_barrier(1 + consumer, 128);
     constexpr int kUnits = kOuts / 8;  // of 16 bytes, in the outputs of a token
