@@ -27,6 +27,11 @@ const char* refuse_tiles(const Args& args) {
   return nullptr;
 }
 
+const char* refuse_decode(const ForwardArgs& args) {
+  if (args.tokens > spmm::decode_tokens) return "there are too many tokens";
+  return refuse_tiles(args);
+}
+
 template <class Args, class Line>
 void append_if(std::vector<Kernel<Args>>& list, const Kernel<Line>& kernel) {
   if constexpr (std::is_same_v<Args, Line>) list.push_back(kernel);

@@ -20,6 +20,8 @@ struct Avx2 {
   /// cycles, 2 a cycle).
   static constexpr int rows_of_two = 6;
   static constexpr int rows_of_one = 12;
+  /// Tokens of a tile of dot products, times 4 outputs: 12 accumulators.
+  static constexpr int dot_tokens = 3;
   /// Tokens for which a packed piece of W is used before it is packed again: packing an element
   /// costs about 1/4 cycle, using it 1/16 cycle a token.
   static constexpr int panel = 256;

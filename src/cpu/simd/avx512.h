@@ -16,6 +16,8 @@ struct Avx512 {
   /// 28 accumulators, up to 2 vectors and 1 broadcast of 32 registers.
   static constexpr int rows_of_two = 14;
   static constexpr int rows_of_one = 28;
+  /// 24 accumulators, 6 vectors of tokens and 1 of W.
+  static constexpr int dot_tokens = 6;
   /// Packing costs about 1/4 cycle an element, using it 1/32 cycle a token.
   static constexpr int panel = 336;
 

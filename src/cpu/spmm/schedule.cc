@@ -159,6 +159,8 @@ Status input_gradient(const InputGradientArgs& args, const Executor& executor) {
 
 template Status forward<avx2_kernels>(const ForwardArgs&, const Executor&);
 template Status forward<avx512_kernels>(const ForwardArgs&, const Executor&);
+template Status forward<avx2_decode_kernels>(const ForwardArgs&, const Executor&);
+template Status forward<avx512_decode_kernels>(const ForwardArgs&, const Executor&);
 template Status input_gradient<avx2_kernels>(const InputGradientArgs&, const Executor&);
 template Status input_gradient<avx512_kernels>(const InputGradientArgs&, const Executor&);
 

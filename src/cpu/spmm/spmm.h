@@ -39,6 +39,10 @@ struct Operands {
   std::int64_t ldy;
 };
 
+/// The largest number of tokens for which not packing W is faster: packing an
+/// element costs as much as using it for about 4 tokens.
+constexpr std::int64_t decode_tokens = 16;
+
 /// What one instruction set offers.
 struct Kernels {
   /// Tokens for which a packed piece of W is used before it is packed again.
@@ -53,5 +57,7 @@ struct Kernels {
 
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx2_decode_kernels;  // forward of up to decode_tokens
+extern const Kernels avx512_decode_kernels;
 
 }  // namespace block_sparse::cpu::spmm

@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "cpu/micro_kernel.h"
-#include "cpu/simd/activation.h"
 #include "cpu/simd/elements.h"
 #include "cpu/simd/packing.h"
+#include "cpu/spmm/ends.h"
 #include "cpu/spmm/spmm.h"
 
 /// SpMM from register tiles. A line is worked off in groups of up to 64 outputs
@@ -29,8 +29,6 @@ struct Scratch {
   Run runs[max_runs];
 };
 
-constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
 /// Walks over the reduced features of a line in chunks.
 struct Cursor {
   std::int64_t block;
@@ -49,8 +47,8 @@ class Group {
     // The tile writes f32 and whole vectors; anything else goes through scratch.
     in_place_ = sizeof(T) == sizeof(float) && valid_ == width_;
     if (in_place_) {
-      c_ = reinterpret_cast<float*>(
-          target(op_.preactivation != nullptr ? op_.preactivation : op_.y));
+      c_ = static_cast<float*>(op_.preactivation != nullptr ? op_.preactivation : op_.y) +
+           tokens_.begin * op_.ldy + output();
       ldc_ = op_.ldy;
     } else {
       c_ = s_.c;
@@ -59,7 +57,7 @@ class Group {
   }
 
   void run() {
-    load_bias();
+    load_bias<V, T>(op_, output(), valid_, width_, s_.start);
     Cursor at{op_.pointers[line_], 0};
     bool first_chunk = true;
     do {
@@ -67,28 +65,16 @@ class Group {
       multiply(n_runs, first_chunk);
       first_chunk = false;
     } while (at.block < op_.pointers[line_ + 1]);
-    finish();
+    finish<V, T>(op_, tokens_, output(), valid_, c_, ldc_);
   }
 
  private:
   std::int64_t output() const { return line_ * op_.line_extent + first_; }
-  T* target(void* matrix) const {
-    return static_cast<T*>(matrix) + tokens_.begin * op_.ldy + output();
-  }
   /// Outputs that one tile covers, from output `o` of the group.
   std::int64_t strip_width(std::int64_t o) const {
     return width_ - o >= 2 * V::lanes ? 2 * V::lanes : V::lanes;
   }
   std::int64_t chunk() const { return packed_floats / width_; }
-
-  void load_bias() {
-    const T* bias = static_cast<const T*>(op_.bias);
-    if (bias != nullptr) {
-      pack_rows<V>(bias + output(), 0, 1, valid_, width_, s_.start);
-    } else {
-      for (std::int64_t o = 0; o < width_; o += V::lanes) V::store(s_.start + o, V::zero());
-    }
-  }
 
   /// Lists and packs the next `chunk()` reduced features.
   std::int64_t next_chunk(Cursor& at) {
@@ -164,44 +150,6 @@ class Group {
     }
   }
 
-  void finish() {
-    switch (op_.activation) {
-      case Activation::none:
-        return finish_with<Activation::none>();
-      case Activation::relu:
-        return finish_with<Activation::relu>();
-      case Activation::gelu:
-        return finish_with<Activation::gelu>();
-      case Activation::gelu_tanh:
-        return finish_with<Activation::gelu_tanh>();
-      case Activation::silu:
-        return finish_with<Activation::silu>();
-    }
-  }
-
-  template <Activation activation>
-  void finish_with() {
-    T* y = target(op_.y);
-    T* kept = op_.preactivation != nullptr && !in_place_ ? target(op_.preactivation) : nullptr;
-    const bool done = reinterpret_cast<float*>(y) == c_ && activation == Activation::none;
-    if (done) return;
-    for (std::int64_t t = 0; t < tokens_.end - tokens_.begin; ++t) {
-      const float* c = c_ + t * ldc_;
-      std::int64_t o = 0;
-      for (; o + V::lanes <= valid_; o += V::lanes) {
-        const typename V::Float sum = V::load(c + o);
-        if (kept != nullptr) V::store(kept + t * op_.ldy + o, sum);
-        V::store(y + t * op_.ldy + o, activate<V, activation>(sum));
-      }
-      if (o < valid_) {
-        const int rest = static_cast<int>(valid_ - o);
-        const typename V::Float sum = V::load(c + o);
-        if (kept != nullptr) V::store_part(kept + t * op_.ldy + o, sum, rest);
-        V::store_part(y + t * op_.ldy + o, activate<V, activation>(sum), rest);
-      }
-    }
-  }
-
   using Pair = Tiles<V, 2, ALayout::row_major>;
   using Single = Tiles<V, 1, ALayout::row_major>;
 
@@ -243,16 +191,6 @@ void block(const Operands& operands, Range lines, Range tokens, void* scratch) {
       return block_of<V, F16>(operands, lines, tokens, scratch);
     case DataType::f64:
       return;  // refused before
-  }
-}
-
-template <class V>
-void widen(const void* in, DataType dtype, std::int64_t n, float* out) {
-  const std::int64_t whole = (n + V::lanes - 1) / V::lanes * V::lanes;
-  if (dtype == DataType::bf16) {
-    pack_rows<V>(static_cast<const Bf16*>(in), 0, 1, n, whole, out);
-  } else {
-    pack_rows<V>(static_cast<const F16*>(in), 0, 1, n, whole, out);
   }
 }
 
