@@ -279,7 +279,7 @@ class BlockSparseMatrix(SlotStorage):
             return functional.linear(dense_a, self)
         check_features(dense_a, self.shape[0], "dense_a")
         result: Tensor = torch.ops.block_sparse.linear_input_grad(
-            dense_a, self.values, self.index, self.shape[1], _allows_tf32(dense_a)
+            dense_a, self.values, self.index, self.shape[1], functional.allows_tf32(dense_a)
         )
         return result
 
@@ -300,7 +300,7 @@ class BlockSparseMatrix(SlotStorage):
         check_features(dense_b, self.shape[1], "dense_b")
         check_shape(dense_b[..., 0], dense_a.shape[:-1], "dense_b[..., 0]", "of dense_a[..., 0]")
         result: Tensor = torch.ops.block_sparse.linear_weight_grad(
-            dense_a, dense_b, self.index, *self.values.shape, None, _allows_tf32(dense_a)
+            dense_a, dense_b, self.index, *self.values.shape, None, functional.allows_tf32(dense_a)
         )
         if overwrite_data:
             with torch.no_grad():
@@ -336,10 +336,6 @@ class BlockSparseMatrix(SlotStorage):
         slots = "" if self.slots == self._n_blocks else f", slots={self.slots}"
         unset = "" if self._ready else ", no pattern yet"
         return f"{tuple(self.shape)}, block_shape={self.block_shape}, {pattern}{slots}{unset}"
-
-
-def _allows_tf32(x: Tensor) -> bool:
-    return x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def copy_into(parameter: nn.Parameter, whole: Tensor) -> None:
