@@ -49,8 +49,9 @@ test::Product<Args> product_of(const cpu::Kernel<Args>& kernel) {
   };
 }
 
-/// Around the heights of tiles (6, 12, 14, 28), and chunks (128).
-const std::vector<std::int64_t> token_counts = {0, 1, 2, 5, 6, 7, 13, 29, 127, 130};
+/// All that decode kernels take, and around the heights of tiles (6, 12, 14, 28)
+/// and chunks (128).
+const std::vector<std::int64_t> token_counts = {0, 1, 2, 3, 4, 5, 6, 7, 13, 29, 127, 130};
 
 using Parameters = std::tuple<std::string, DataType, BlockShape>;
 
@@ -106,7 +107,9 @@ TEST_P(ForwardKernels, AgreeWithTheExactProduct) {
 
 TEST_P(ForwardKernels, ApplyTheActivationToTheUnroundedSum) {
   const auto [h, w] = block();
-  test::check_activations(product(), type(), {2 * h + 5, 3 * w, h, w}, 15);
+  for (const std::int64_t tokens : {5, 15}) {
+    test::check_activations(product(), type(), {2 * h + 5, 3 * w, h, w}, tokens);
+  }
 }
 
 TEST_P(InputGradientKernels, AgreeWithTheExactProduct) {
@@ -119,6 +122,61 @@ TEST_P(WeightGradientKernels, AgreeWithTheExactProduct) {
 
 TEST_P(BlockNormsKernels, AgreeWithTheExactProduct) {
   test::check_block_norms(product(), type(), block(), {0, 1, 7, 130});
+}
+
+/// The bits of `result` after run(executor), the same for every number of threads.
+template <class Run>
+void expect_same_bits(Matrix& result, const Run& run) {
+  result.fill_all(test::untouched);
+  ASSERT_TRUE(run(serial_executor()).ok());
+  const Matrix expected = result;
+  for (const int threads : {2, 3, 7}) {
+    result.fill_all(test::untouched);
+    ASSERT_TRUE(run(*make_thread_pool(threads)).ok());
+    EXPECT_TRUE(result.same_bits(expected)) << threads << " threads";
+  }
+}
+
+/// A product large enough that it is cut among threads, with few and many tokens.
+class Threads : public testing::TestWithParam<std::tuple<DataType, std::int64_t>> {
+ protected:
+  template <class Args>
+  static void expect_same(const Args& args, Matrix& result) {
+    for (const auto& kernel : cpu::kernels<Args>()) {
+      if (cpu::refusal(kernel, args, cpu::detected_features()) != nullptr) continue;
+      SCOPED_TRACE(kernel.name);
+      expect_same_bits(result,
+                       [&](const Executor& executor) { return kernel.run(args, executor); });
+    }
+  }
+};
+
+std::string name_of_load(const testing::TestParamInfo<Threads::ParamType>& load) {
+  const auto& [type, tokens] = load.param;
+  return std::string(name_of(type)) + "_" + std::to_string(tokens) + "_tokens";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Threads,
+                         testing::Combine(testing::Values(DataType::f32, DataType::bf16),
+                                          testing::Values(1, 5, 97)),
+                         name_of_load);
+
+TEST_P(Threads, DoNotChangeResults) {
+  const auto [type, tokens] = GetParam();
+  Random random(5);
+  // 1,230 x 2,010 at density .6: over 1e6 multiply-adds a token, more than runs serially.
+  const PatternArrays pattern = test::random_pattern({1230, 2010, 32, 16}, 0.6, 2, random);
+  const Matrix x = test::random_matrix(type, tokens, 2010, random);
+  const Matrix dy = test::random_matrix(type, tokens, 1230, random);
+  const Matrix values = test::random_values(type, pattern, random);
+  Matrix y(type, tokens, 1230, 1230);
+  Matrix dx(type, tokens, 2010, 2010);
+  Matrix dvalues(type, pattern.slots, 512, 512);
+  Matrix norms(DataType::f32, 39, 126, 126);
+  expect_same(test::forward_args(pattern, x, values, nullptr, Activation::gelu, nullptr, &y), y);
+  expect_same(test::input_gradient_args(pattern, dy, values, &dx), dx);
+  expect_same(test::weight_gradient_args(pattern, dy, x, false, &dvalues), dvalues);
+  expect_same(test::block_norms_args(pattern, dy, x, &norms), norms);
 }
 
 }  // namespace
