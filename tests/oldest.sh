@@ -34,7 +34,7 @@ print(f"{os.environ['BLOCK_SPARSE_LIBRARY']} under torch {torch.__version__}")
 PYTHON
 
 # Those that need transformers and other optional packages are left to the main environment.
-"$oldest/bin/python" -m pytest \
+OMP_NUM_THREADS=1 "$oldest/bin/python" -m pytest -n auto --maxprocesses 4 \
   tests/python/test_ops.py tests/python/test_ops_corrupt.py tests/python/test_autograd.py \
   tests/python/test_compile.py tests/python/test_export.py tests/python/test_library.py \
   $(ls tests/python/test_matrix*.py tests/python/test_linear*.py tests/python/test_pattern.py \
