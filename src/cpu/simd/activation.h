@@ -3,9 +3,10 @@
 
 #include "block_sparse/types.h"
 
-/// Activations on vectors, within a few units in the last place of f32 over the
-/// whole range. Infinities and NaN give what the formula gives: gelu(-inf) and
-/// silu(-inf) are -inf * 0 = NaN.
+/// Activations on vectors. Relative error in units of 2^-24, as long as no
+/// exponential is subnormal: silu 7, gelu 29 (12 seen), gelu_tanh 7 + 7 |z| where it
+/// is x e^z, since its formula turns roundings of z into errors of that size. Infinities
+/// and NaN give what the formula gives: gelu(-inf) and silu(-inf) are -inf * 0 = NaN.
 namespace block_sparse::cpu {
 namespace {
 
