@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+/// CPU time of the calling thread, in seconds: what other programs take does not count.
+double thread_seconds();
+
+/// The most f32 multiply-adds that one core does at this moment, in flops per second,
+/// with the widest instructions that kernels use. 0 where it is not known how to ask.
+double fma_peak();
