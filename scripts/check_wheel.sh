@@ -25,7 +25,8 @@ if readelf --dynamic "$library" | grep NEEDED | grep -iE 'cuda|cublas|cudnn|nvrt
 fi
 
 cd "$work"
-venv/bin/python - <<'PY'
+# torch warns that numpy, which nothing here needs, is not there.
+venv/bin/python -W "ignore:Failed to initialize NumPy" - <<'PY'
 import torch
 from pytorch_block_sparse import BlockSparseLinear
 
