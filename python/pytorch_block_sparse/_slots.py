@@ -178,6 +178,26 @@ class SlotStorage(BlockMatrix):
         rows = torch.arange(self._grid[0], dtype=torch.int32, device=counts.device)
         return torch.stack([rows.repeat_interleave(counts), self.col_indices[: self._n_blocks]])
 
+    @property
+    def _is_ragged(self) -> bool:
+        return any(size % block for size, block in zip(self.shape, self.block_shape, strict=True))
+
+    @property
+    def _padding(self) -> Tensor | None:
+        """(n, h, w) bool, True where a stored block sticks out; None if none can."""
+        if not self._is_ragged:
+            return None
+        overhang = [-size % block for size, block in zip(self.shape, self.block_shape, strict=True)]
+        rows, cols = self.build_coo_block_index()
+        h, w = self.block_shape
+        device = rows.device
+        below = torch.arange(h, device=device) >= h - overhang[0]
+        right = torch.arange(w, device=device) >= w - overhang[1]
+        last_row = (rows == self._grid[0] - 1)[:, None, None]
+        last_col = (cols == self._grid[1] - 1)[:, None, None]
+        padding: Tensor = (last_row & below[:, None]) | (last_col & right)
+        return padding
+
     def drop_and_grow_(
         self, drop: Tensor, rows: Tensor, cols: Tensor, values: Tensor | None = None
     ) -> Tensor:
@@ -232,6 +252,10 @@ class SlotStorage(BlockMatrix):
                     tensor[free.nonzero().flatten().to(device)] = 0
             if values is not None:
                 self.values[grown_slots.to(device)] = values.to(self.values)
+            padding = self._padding
+            if padding is not None:
+                stored = self._slots_of_blocks().long()
+                self.values[stored] = self.values[stored].masked_fill(padding, 0)
         return grown_slots
 
     @torch.no_grad()

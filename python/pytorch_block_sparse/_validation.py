@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def describe(value: object) -> str:
@@ -40,7 +40,7 @@ def as_count(value: object, name: str, limit: int, limit_name: str) -> int:
 
 def check_floating(dtype: torch.dtype, name: str) -> None:
     """Raises TypeError unless the kernels know `dtype`."""
-    if dtype not in _FLOATING:
+    if dtype not in FLOATING:
         raise TypeError(
             f"{name} is {dtype}, expected torch.float32, torch.float64, torch.bfloat16 or "
             "torch.float16"

@@ -158,26 +158,6 @@ class BlockSparseMatrix(SlotStorage):
         blocks = data[self._slots_of_blocks().long()]
         return blocks if self._padding is None else blocks.masked_fill(self._padding, 0)
 
-    @property
-    def _is_ragged(self) -> bool:
-        return any(size % block for size, block in zip(self.shape, self.block_shape, strict=True))
-
-    @property
-    def _padding(self) -> Tensor | None:
-        """(n, h, w) bool, True where a stored block sticks out; None if none can."""
-        if not self._is_ragged:
-            return None
-        overhang = [-size % block for size, block in zip(self.shape, self.block_shape, strict=True)]
-        rows, cols = self.build_coo_block_index()
-        h, w = self.block_shape
-        device = rows.device
-        below = torch.arange(h, device=device) >= h - overhang[0]
-        right = torch.arange(w, device=device) >= w - overhang[1]
-        last_row = (rows == self._grid[0] - 1)[:, None, None]
-        last_col = (cols == self._grid[1] - 1)[:, None, None]
-        padding: Tensor = (last_row & below[:, None]) | (last_col & right)
-        return padding
-
     @torch.no_grad()
     def _set_stored_blocks(self, blocks: Tensor) -> None:
         self._require_pattern()

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ._matrix_api import split_into_blocks
-from ._validation import describe, is_distributed
+from ._validation import FLOATING, describe, is_distributed
 from .pattern import check_index
 
 if TYPE_CHECKING:
@@ -182,6 +182,11 @@ def _check_values(
         raise ValueError(
             f"{prefix}values is {describe(values)}, expected a floating tensor of shape "
             f"({slots}, {block_shape[0]}, {block_shape[1]})"
+        )
+    if assign and (values.dtype not in FLOATING or not values.is_contiguous()):
+        raise ValueError(
+            f"{prefix}values is {describe(values)} of strides {values.stride()}, expected with "
+            "assign=True a contiguous one of float32, float64, bfloat16 or float16"
         )
     ours, theirs = is_distributed(matrix.values), is_distributed(values)
     if not assign and (ours != theirs or (ours and values.shape != matrix.values.shape)):

@@ -35,7 +35,20 @@ _ops = torch.ops.block_sparse
 _register_fake: Callable[[str], Callable[[_Kernel], _Kernel]] = torch.library.register_fake
 
 
-def _check_dtypes(first: Tensor, first_name: str, second: Tensor, second_name: str) -> None:
+def _check_pair(
+    first: Tensor, first_name: str, second: Tensor, second_name: str, index: Sequence[Tensor] = ()
+) -> None:
+    """One dtype and one device.
+
+    One meta tensor among the arguments is enough to get here instead of into a real kernel, and the
+    result would be memory that nobody has written.
+    """
+    for name, tensor in ((second_name, second), *(("index", part) for part in index)):
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f"{name} is on {tensor.device}, {first_name} on {first.device}; expected the same "
+                "device"
+            )
     if first.dtype != second.dtype:
         raise RuntimeError(
             f"{second_name} has dtype {second.dtype}, {first_name} has {first.dtype}; "
@@ -53,7 +66,7 @@ def _(
     activation: str = "none",
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_dtypes(x, "x", values, "values")
+    _check_pair(x, "x", values, "values", index)
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -67,7 +80,7 @@ def _(
     activation: str,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    _check_dtypes(x, "x", values, "values")
+    _check_pair(x, "x", values, "values", index)
     shape = (*x.shape[:-1], out_features)
     return x.new_empty(shape), x.new_empty(shape)
 
@@ -80,7 +93,7 @@ def _(
     in_features: int,
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_dtypes(grad, "grad", values, "values")
+    _check_pair(grad, "grad", values, "values", index)
     return grad.new_empty((*grad.shape[:-1], in_features))
 
 
@@ -95,7 +108,7 @@ def _(
     out_dtype: torch.dtype | None = None,
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_dtypes(grad, "grad", x, "x")
+    _check_pair(grad, "grad", x, "x", index)
     return grad.new_empty((slots, block_height, block_width), dtype=out_dtype)
 
 
@@ -107,7 +120,7 @@ def _(
     index: Sequence[Tensor],
     allow_tf32: bool = False,
 ) -> None:
-    _check_dtypes(grad, "grad", x, "x")
+    _check_pair(grad, "grad", x, "x", index)
 
 
 @_register_fake("block_sparse::block_norms")
@@ -118,7 +131,7 @@ def _(
     block_width: int,
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_dtypes(grad, "grad", x, "x")
+    _check_pair(grad, "grad", x, "x")
     rows = (grad.shape[-1] + block_height - 1) // block_height
     cols = (x.shape[-1] + block_width - 1) // block_width
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32

@@ -243,3 +243,5 @@ def check_index(
         )
     except RuntimeError as error:
         raise ValueError(prefix + str(error).partition("\n")[0]) from None
+    if not int(crow_indices[-1]):
+        raise ValueError(f"{prefix}crow_indices ends at 0, expected a pattern with a block")

@@ -68,7 +68,6 @@ std::optional<std::int64_t> row_stride_of(const Tensor& tensor, std::int64_t fea
     expected = strides[i] * sizes[i];
   }
   if (stride && *stride < features) return std::nullopt;  // rows overlap: expand, unfold
-  if (stride && *stride < features) return std::nullopt;
   return stride.value_or(features);
 }
 

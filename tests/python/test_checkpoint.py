@@ -279,3 +279,26 @@ def test_random_index_is_refused_or_right(crow: list[int], col: list[int], ids: 
     y = target(x)
     torch.testing.assert_close(y, target.to_dense()(x))
     y.sum().backward()
+
+
+def test_a_pattern_without_blocks_is_refused() -> None:
+    target = layer()
+    before = snapshot(target)
+    state = target.state_dict()
+    state["weight.crow_indices"] = torch.zeros_like(state["weight.crow_indices"])
+    with pytest.raises(RuntimeError, match="crow_indices ends at 0, expected a pattern with a bl"):
+        target.load_state_dict(state)
+    assert unchanged(target, before)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda v: v.to(torch.float8_e4m3fn), lambda v: v.mT.contiguous().mT]
+)
+def test_assigned_values_are_such_as_the_kernels_take(change: Any) -> None:
+    target = layer()
+    before = snapshot(target)
+    state = target.state_dict()
+    state["weight.values"] = change(state["weight.values"])
+    with pytest.raises(RuntimeError, match="expected with assign=True a contiguous one of float32"):
+        target.load_state_dict(state, assign=True)
+    assert unchanged(target, before)

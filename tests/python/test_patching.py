@@ -544,3 +544,14 @@ def test_state_dict_round_trip(model: Pair) -> None:
     again.load_state_dict(model.state_dict())
     x = torch.randn(5, 64)
     assert torch.equal(model.second(x), again.second(x))
+
+
+def test_a_warning_that_is_an_error_leaves_the_model(model: Pair) -> None:
+    made = patcher()
+    made.add_pattern("fist", {"density": 0.5})
+    before = dict(model.named_modules())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="fist"):
+            made.patch_model(model)
+    assert dict(model.named_modules()) == before

@@ -137,6 +137,8 @@ class BlockSparseModelPatcher:
             )
             for item in plan
         ]
+        # Before anything is replaced: a warning may be an error.
+        self._warn_of_idle_patterns({item.pattern for item in plan})
         with _Swaps() as swaps:
             for item, layer in zip(plan, layers, strict=True):
                 for name in item.names:
@@ -147,7 +149,6 @@ class BlockSparseModelPatcher:
                     stand_in = FusedActivation(item.activation, linear)
                     swaps.set(item.fused_in, activation, stand_in)
             describe_model(model)
-        self._warn_of_idle_patterns({item.pattern for item in plan})
         patched = tuple(_report(item, layer) for item, layer in zip(plan, layers, strict=True))
         saved = sum(layer.parameters_before - layer.parameters_after for layer in patched)
         return PatchReport(patched, before, before - saved)
