@@ -252,10 +252,10 @@ class SlotStorage(BlockMatrix):
                     tensor[free.nonzero().flatten().to(device)] = 0
             if values is not None:
                 self.values[grown_slots.to(device)] = values.to(self.values)
-            padding = self._padding
-            if padding is not None:
-                stored = self._slots_of_blocks().long()
-                self.values[stored] = self.values[stored].masked_fill(padding, 0)
+                padding = self._padding
+                if padding is not None:
+                    stored = self._slots_of_blocks().long()
+                    self.values[stored] = self.values[stored].masked_fill(padding, 0)
         return grown_slots
 
     @torch.no_grad()
