@@ -7,6 +7,7 @@
 #include "block_sparse/cuda.h"
 #include "cuda/common/device.h"
 #include "cuda/generic/generic.h"
+#include "cuda/sm80/decode/decode.h"
 #include "cuda/sm80/sddmm/sddmm.h"
 #include "cuda/sm90/sddmm/sddmm.h"
 #include "cuda/sm90/spmm/spmm.h"
@@ -45,6 +46,14 @@ constexpr Kernel<SpmmProblem> kSpmm[] = {
      sm90::spmm::run, nullptr},
     {"generic_spmm", [](const SpmmProblem&, const Device&) -> const char* { return nullptr; },
      generic::spmm, nullptr},
+    // Behind the one that takes everything: it runs when forced only, until it
+    // has been measured on a GPU.
+    {"sm80_decode",
+     [](const SpmmProblem& p, const Device& d) {
+       const char* why = needs_ampere(d);
+       return why != nullptr ? why : sm80::decode::refusal(p);
+     },
+     sm80::decode::run, nullptr},
 };
 
 constexpr Kernel<WeightGradientArgs> kWeightGradient[] = {

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "layer.h"
 
 namespace block_sparse::cuda::test {
@@ -186,14 +188,69 @@ std::vector<SpmmCase> sm90_cases() {
   return cases;
 }
 
+std::vector<SpmmCase> decode_cases() {
+  std::vector<SpmmCase> cases;
+  const char* kernel = "sm80_decode";
+  for (const DataType type : {DataType::bf16, DataType::f16}) {
+    for (const std::int64_t height : {16, 32, 64, 128}) {
+      for (const std::int64_t width : {16, 32, 64, 128}) {
+        // Every number of token tiles, whole and not; the odd ones with strides.
+        for (const std::int64_t tokens : {1, 3, 7, 8, 16, 33, 64}) {
+          cases.push_back({{.out = 384,
+                            .in = 640,
+                            .block_height = height,
+                            .block_width = width,
+                            .density = 0.4,
+                            .tokens = tokens,
+                            .dtype = type,
+                            .gap = tokens % 2 * 8},
+                           kernel});
+        }
+      }
+      for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
+        cases.push_back({{.out = 768,
+                          .in = 256,
+                          .block_height = height,
+                          .block_width = height,
+                          .density = 0.3,
+                          .tokens = 20,
+                          .dtype = type,
+                          .fill = fill},
+                         kernel});
+      }
+      // More K than one round of the warps takes.
+      cases.push_back({{.out = 128,
+                        .in = 4096,
+                        .block_height = height,
+                        .block_width = height,
+                        .density = 1.0,
+                        .tokens = 33,
+                        .dtype = type},
+                       kernel});
+    }
+  }
+  return cases;
+}
+
 INSTANTIATE_TEST_SUITE_P(Generic, Spmm, testing::ValuesIn(generic_cases()));
 INSTANTIATE_TEST_SUITE_P(Sm90, Spmm, testing::ValuesIn(sm90_cases()));
+INSTANTIATE_TEST_SUITE_P(Decode, Spmm, testing::ValuesIn(decode_cases()));
+
+/// As many tokens as the test asks for, where the kernel takes them.
+std::int64_t tokens_for(const std::string& kernel, std::int64_t wanted) {
+  return kernel == "sm80_decode" ? std::min<std::int64_t>(wanted, 50) : wanted;
+}
 
 class Fused : public testing::TestWithParam<std::tuple<std::string, Activation>> {};
 
 TEST_P(Fused, BiasActivationAndPreactivation) {
   const auto& [kernel, activation] = GetParam();
-  const Layer l({.out = 192, .in = 256, .block_height = 64, .block_width = 64, .tokens = 200}, 3);
+  const Layer l({.out = 192,
+                 .in = 256,
+                 .block_height = 64,
+                 .block_width = 64,
+                 .tokens = tokens_for(kernel, 200)},
+                3);
   const DeviceLayer d(l);
   const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
   const DeviceBuffer pre(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
@@ -211,7 +268,12 @@ TEST_P(Fused, BiasActivationAndPreactivation) {
 
 TEST_P(Fused, WithoutBiasAndPlan) {
   const auto& [kernel, activation] = GetParam();
-  Layer l({.out = 96, .in = 96, .block_height = 32, .block_width = 32, .tokens = 100}, 4);
+  Layer l({.out = 96,
+           .in = 96,
+           .block_height = 32,
+           .block_width = 32,
+           .tokens = tokens_for(kernel, 100)},
+          4);
   l.bias.assign(l.bias.size(), 0);
   const DeviceLayer d(l, false);
   const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
@@ -227,11 +289,11 @@ TEST_P(Fused, WithoutBiasAndPlan) {
                DataType::f32);
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, Fused,
-                         testing::Combine(testing::Values("generic_spmm", "sm90_spmm"),
-                                          testing::Values(Activation::none, Activation::relu,
-                                                          Activation::gelu, Activation::gelu_tanh,
-                                                          Activation::silu)));
+INSTANTIATE_TEST_SUITE_P(
+    Kernels, Fused,
+    testing::Combine(testing::Values("generic_spmm", "sm90_spmm", "sm80_decode"),
+                     testing::Values(Activation::none, Activation::relu, Activation::gelu,
+                                     Activation::gelu_tanh, Activation::silu)));
 
 TEST(SpmmDispatch, RefusesAForcedKernelInASentence) {
   const Layer l({.out = 50, .in = 70, .block_height = 16, .block_width = 24}, 5);
@@ -241,6 +303,16 @@ TEST(SpmmDispatch, RefusesAForcedKernelInASentence) {
   const Status s = forward(forward_args(l, d, y.data()), nullptr);
   EXPECT_EQ(s.code(), StatusCode::unsupported);
   EXPECT_NE(s.message().find("BLOCK_SPARSE_FORCE=sm90_spmm"), std::string::npos) << s.message();
+}
+
+TEST(SpmmDispatch, DecodeRefusesMoreThan64Tokens) {
+  const Layer l({.out = 64, .in = 64, .tokens = 65}, 10);
+  const DeviceLayer d(l);
+  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+  const Forced forced("sm80_decode");
+  const Status s = forward(forward_args(l, d, y.data()), nullptr);
+  EXPECT_EQ(s.code(), StatusCode::unsupported);
+  EXPECT_NE(s.message().find("not 1 to 64 tokens"), std::string::npos) << s.message();
 }
 
 TEST(SpmmDispatch, NoSlotsGiveTheBias) {
