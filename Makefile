@@ -13,10 +13,8 @@ SIZE ?= small
 TEXT ?=
 ARGS ?=
 
-# What the shared library is made of. Python files are used in place; only a folder that gained or
-# lost one (its own time changes) asks for a new editable install.
-LIBRARY_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include src -type f) \
-  $(shell find python -type d -not -name __pycache__)
+# What the shared library is made of.
+LIBRARY_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include src -type f)
 CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cc' '*.cpp' '*.cu' '*.cuh')
 
 .DEFAULT_GOAL := help
@@ -28,18 +26,27 @@ help:  ## list the targets
 build: $(VENV)/.package build/dev/.tests  ## set everything up: .venv, editable install, C++ tests
 
 $(VENV)/.requirements: pyproject.toml scripts/system_packages.sh scripts/create_venv.sh
-	@PYTHON="$(PYTHON)" scripts/system_packages.sh
+	@PYTHON="$(PYTHON)" scripts/system_packages.sh $(VENV)
 	@PYTHON="$(PYTHON)" scripts/create_venv.sh $(VENV)
 	@touch $@
 
-$(VENV)/.package: $(VENV)/.requirements $(LIBRARY_SOURCES)
+# Python files are used in place, but an editable install knows only the modules there were; so which
+# files there are counts as a source too. The list is written only when it changes.
+.PHONY: list-again
+$(VENV)/.files: list-again | $(VENV)/.requirements
+	@find cmake include python src -name __pycache__ -prune -o -type f -print | sort >$@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/.package: $(VENV)/.requirements $(VENV)/.files $(LIBRARY_SOURCES)
 	@$(TOOLS) uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+build/%/build.ninja: CMakePresets.json | $(VENV)/.requirements
+	@$(TOOLS) cmake --preset $*
+
 # Ninja knows best what is out of date, so it is always asked.
 .PHONY: build/dev/.tests
-build/dev/.tests: $(VENV)/.requirements
-	@[ -f build/dev/build.ninja ] || $(TOOLS) cmake --preset dev
+build/dev/.tests: build/dev/build.ninja
 	@$(TOOLS) cmake --build --preset dev
 
 test: test-cpp test-python  ## all tests, C++ and Python
@@ -54,10 +61,10 @@ test-python: build
 test-oldest: build  ## the same shared library under the oldest torch supported
 	@tests/oldest.sh
 
-sanitize: $(VENV)/.requirements  ## the C++ tests under AddressSanitizer and UBSan
-	@[ -f build/sanitize/build.ninja ] || $(TOOLS) cmake --preset sanitize
+sanitize: build/sanitize/build.ninja  ## C++ tests, and damaged input from Python, under ASan and UBSan
 	@$(TOOLS) cmake --build --preset sanitize
 	@$(TOOLS) ctest --preset sanitize
+	@tests/sanitize.sh
 
 wheel: $(VENV)/.requirements  ## build and check the wheel that users install
 	@scripts/check_wheel.sh $(VENV)
@@ -73,8 +80,7 @@ format: $(VENV)/.requirements  ## format everything in place
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: build  ## measure every product against nn.Linear, torch BSR and libxsmm
-	@[ -f build/bench/build.ninja ] || $(TOOLS) cmake --preset bench
+bench: build build/bench/build.ninja  ## measure every product against nn.Linear, torch BSR and libxsmm
 	@$(TOOLS) cmake --build --preset bench --target benchmark_peers
 	@$(BIN)/python -m benchmarks.python $(ARGS)
 
