@@ -15,7 +15,8 @@ ARGS ?=
 
 # What the shared library is made of.
 LIBRARY_SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake include src -type f)
-CXX_FILES = $(shell git ls-files -co --exclude-standard '*.h' '*.cc' '*.cpp' '*.cu' '*.cuh')
+CXX_FILES = $(shell find include src tests benchmarks -name '*.h' -o -name '*.cc' -o -name '*.cu' \
+  -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .PHONY: help build test test-cpp test-python test-oldest sanitize lint format bench demo wheel clean
