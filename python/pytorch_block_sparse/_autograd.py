@@ -91,7 +91,7 @@ class BlockSparseLinear(torch.autograd.Function):
     ) -> Any:
         needs_x, needs_values = ctx.needs_input_grad[:2]
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        ctx.sizes = out_features, x.shape[-1], values.shape
+        ctx.sizes = out_features, x.size(-1), values.shape  # a nested x has no shape
         ctx.activation, ctx.allow_tf32 = activation, allow_tf32
         ctx.set_materialize_grads(False)
         if dtype is not None:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ._validation import as_count, as_pair, check_floating, check_shape, describe
+from ._validation import as_count, as_pair, check_floating, check_shape, describe, is_integer
 from .density import block_grid
 from .pattern import check_positions, draw_pattern
 
@@ -207,6 +208,8 @@ class BlockMatrix(nn.Module):
         del slow
         if not isinstance(dense, Tensor) or dense.ndim != 2:
             raise ValueError(f"dense is {describe(dense)}, expected a tensor (X, Y)")
+        if dense.is_meta:
+            raise ValueError("dense is on the meta device, which holds no data")
         check_floating(dense.dtype, "the dtype of dense")
         dense = dense.detach()
         if out is None:
@@ -286,11 +289,14 @@ class BlockMatrix(nn.Module):
                 position (r,c) was already used"), or a block does not exist or is moved twice. The
                 matrix is then as it was.
         """
-        moves = torch.as_tensor(block_replacements)
-        if moves.ndim != 2 or moves.shape[1] != 3 or moves.is_floating_point():
+        try:
+            moves = torch.as_tensor(block_replacements)
+        except (TypeError, ValueError, RuntimeError):
+            moves = torch.empty(0)
+        if moves.ndim != 2 or moves.shape[1] != 3 or not is_integer(moves):
             raise ValueError(
-                f"block_replacements is {describe(moves)}, expected ints (k, 3): row, column, "
-                "stored index"
+                f"block_replacements is {describe(block_replacements)}, expected ints (k, 3): row, "
+                "column, stored index"
             )
         moves = moves.cpu().long()
         rows, cols = self.build_coo_block_index().cpu().long()
@@ -339,11 +345,24 @@ def largest_blocks(dense: Tensor, block_shape: tuple[int, int], block_count: int
 
 def _mask_of(blocks: Iterable[Sequence[int]], grid: tuple[int, int]) -> Tensor:
     """The mask (R, C) of a list of (row, column)."""
-    positions = [tuple(int(item) for item in block) for block in blocks]
+    blocks = list(blocks)
+    try:
+        positions = [tuple(map(_whole, block)) for block in blocks]
+    except TypeError:
+        positions = []
     if not positions or any(len(position) != 2 for position in positions):
-        raise ValueError(f"blocks is {positions}, expected at least one, (row, column) each")
+        raise ValueError(
+            f"blocks is {describe(blocks)}, expected at least one, (row, column) each, in ints"
+        )
     rows, cols = torch.tensor(positions, dtype=torch.long, device="cpu").T
     check_positions(rows, cols, grid)
     mask = torch.zeros(grid, dtype=torch.bool, device="cpu")
     mask[rows, cols] = True
     return mask
+
+
+def _whole(value: Any) -> int:
+    """An int from what is one, also NumPy's; TypeError for truth values and fractions."""
+    if isinstance(value, bool) or (isinstance(value, Tensor) and not is_integer(value)):
+        raise TypeError
+    return operator.index(value)

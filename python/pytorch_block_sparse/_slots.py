@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from ._matrix_api import BlockMatrix
-from ._validation import as_mask, check_shape, is_distributed
+from ._validation import as_indices, as_mask, check_shape, is_distributed
 from .pattern import check_index, draw_pattern, index_of
 
 SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
@@ -97,10 +97,13 @@ class SlotStorage(BlockMatrix):
 
     def _require_pattern(self) -> None:
         if not self._ready:
+            first = ""
+            if self.values.is_meta:
+                first = "it is on the meta device; give it memory with to_empty(device=...), then "
             raise RuntimeError(
-                f"this BlockSparseMatrix of shape {tuple(self.shape)} has no pattern yet: call "
-                "reset_parameters() to draw one, load a state dict, or call refresh() after its "
-                "buffers were assigned"
+                f"this BlockSparseMatrix of shape {tuple(self.shape)} has no pattern yet: {first}"
+                "call reset_parameters() to draw one, load a state dict, or call refresh() after "
+                "its buffers were assigned"
             )
 
     def _require_whole_values(self) -> None:
@@ -185,10 +188,11 @@ class SlotStorage(BlockMatrix):
     @property
     def _padding(self) -> Tensor | None:
         """(n, h, w) bool, True where a stored block sticks out; None if none can."""
-        if not self._is_ragged:
-            return None
+        return self._padding_at(*self.build_coo_block_index()) if self._is_ragged else None
+
+    def _padding_at(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """(n, h, w) bool, True where blocks at (rows, cols), (n,) each, stick out."""
         overhang = [-size % block for size, block in zip(self.shape, self.block_shape, strict=True)]
-        rows, cols = self.build_coo_block_index()
         h, w = self.block_shape
         device = rows.device
         below = torch.arange(h, device=device) >= h - overhang[0]
@@ -215,14 +219,18 @@ class SlotStorage(BlockMatrix):
             (g,) int64 on the CPU: the slots of the new blocks.
 
         Raises:
-            ValueError: in one sentence, for a place that is outside or taken, a block that does
-                not exist, or more blocks than slots. The matrix is then as it was.
+            ValueError: in one sentence, for indices that are not whole numbers, a place that is
+                outside or taken, a block that does not exist, or more blocks than slots. The
+                matrix is then as it was.
             NotImplementedError: if the values are distributed (FSDP).
         """
         self._require_pattern()
         self._require_whole_values()
+        drop, rows, cols = (
+            as_indices(value, name)
+            for name, value in (("drop", drop), ("rows", rows), ("cols", cols))
+        )
         n, g = self._n_blocks, rows.numel()
-        drop = drop.cpu().long()
         if drop.numel() and (int(drop.min()) < 0 or int(drop.max()) >= n):
             raise ValueError(f"drop is {drop.tolist()}, expected stored indices of 0 to {n - 1}")
         check_shape(cols, (g,), "cols", "of rows")
@@ -241,8 +249,8 @@ class SlotStorage(BlockMatrix):
             )
         old_rows, old_cols = self.build_coo_block_index().cpu().long()[:, keep]
         self._write_index(
-            torch.cat([old_rows, rows.cpu().long()]),
-            torch.cat([old_cols, cols.cpu().long()]),
+            torch.cat([old_rows, rows]),
+            torch.cat([old_cols, cols]),
             torch.cat([kept_slots, grown_slots]),
         )
         with torch.no_grad():
@@ -251,11 +259,11 @@ class SlotStorage(BlockMatrix):
                 if tensor is not None:
                     tensor[free.nonzero().flatten().to(device)] = 0
             if values is not None:
-                self.values[grown_slots.to(device)] = values.to(self.values)
-                padding = self._padding
-                if padding is not None:
-                    stored = self._slots_of_blocks().long()
-                    self.values[stored] = self.values[stored].masked_fill(padding, 0)
+                values = values.to(self.values)
+                if self._is_ragged:
+                    padding = self._padding_at(rows.to(device), cols.to(device))
+                    values = values.masked_fill(padding, 0)
+                self.values[grown_slots.to(device)] = values
         return grown_slots
 
     @torch.no_grad()

@@ -14,11 +14,43 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def describe(value: object) -> str:
-    """A short name of what came, for a message: the dtype and shape of a tensor, else its repr."""
+    """What came, in one line of a message: the dtype and shape of a tensor, else its repr."""
     if isinstance(value, Tensor):
+        if value.is_nested:  # has no shape, or one with symbols
+            return f"a nested {value.dtype} tensor of {value.size(0)} tensors on {value.device}"
         layout = "" if value.layout == torch.strided else f" {value.layout}"
         return f"a {value.dtype}{layout} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
+    return f"{' '.join(reprlib.repr(value).split())} ({type(value).__name__})"
+
+
+def check_dense(tensor: object, name: str) -> None:
+    """Raises TypeError unless `tensor` is one that the kernels can read: any tensor but a sparse,
+    nested, quantized or oneDNN one."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {describe(tensor)}, expected a tensor")
+    if tensor.is_nested:
+        advice = "pad it with torch.nested.to_padded_tensor, or take its values()"
+    elif tensor.layout != torch.strided:
+        advice = "convert it with to_dense()"
+    elif tensor.is_quantized:
+        advice = "convert it with dequantize()"
+    else:
+        return
+    raise TypeError(f"{name} is {describe(tensor)}, expected a dense tensor: {advice}")
+
+
+def is_integer(tensor: Tensor) -> bool:
+    """Whether a tensor holds whole numbers; truth values are none."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def as_indices(value: object, name: str) -> Tensor:
+    """Whole numbers (k,) as int64 on the CPU."""
+    if not isinstance(value, Tensor) or value.ndim != 1 or not is_integer(value):
+        raise ValueError(f"{name} is {describe(value)}, expected a tensor of ints of one dimension")
+    if value.is_meta:
+        raise ValueError(f"{name} is on the meta device, which holds no data")
+    return value.cpu().long()
 
 
 def as_pair(value: object, name: str) -> tuple[int, int]:
@@ -56,7 +88,8 @@ def check_shape(tensor: Tensor, shape: Sequence[int], name: str, meaning: str) -
 
 
 def check_features(tensor: Tensor, features: int, name: str) -> None:
-    """Raises ValueError unless the last dimension of `tensor` is `features`."""
+    """Raises ValueError unless `tensor` is dense and its last dimension is `features`."""
+    check_dense(tensor, name)
     if tensor.shape[-1:] != (features,):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (..., {features})")
 

@@ -271,6 +271,9 @@ class PseudoBlockSparseLinear(nn.Module):
     Args:
         block_sparse_linear: the layer to copy; it is not changed.
 
+    Raises:
+        ValueError: if the layer is on the meta device, and so has neither values nor a pattern.
+
     Attributes:
         weight: dense parameter (out_features, in_features).
         mask: bool buffer of the same shape, True in the stored blocks.
@@ -284,6 +287,11 @@ class PseudoBlockSparseLinear(nn.Module):
     def __init__(self, block_sparse_linear: BlockSparseLinear) -> None:
         super().__init__()
         matrix = block_sparse_linear.weight
+        if matrix.values.is_meta:
+            raise ValueError(
+                "block_sparse_linear is on the meta device, expected a layer with values and a "
+                "pattern to copy"
+            )
         self.weight = nn.Parameter(matrix.to_dense().detach().clone())
         mask = matrix.to_dense(data_replace=torch.ones_like(matrix.values)) != 0
         self.register_buffer("mask", mask)

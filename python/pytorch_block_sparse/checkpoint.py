@@ -204,8 +204,14 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     that reads checkpoints without a model.
 
     Raises:
+        TypeError: for anything but a mapping from names, such as the path of a file.
         ValueError: as `convert_matrix`.
     """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(key, str) for key in state_dict):
+        raise TypeError(
+            f"state_dict is {describe(state_dict)}, expected a mapping from names to tensors, as "
+            "torch.load(path, weights_only=True) reads it from a file"
+        )
     suffix = "row_start_ends_a"
     prefixes = [key.removesuffix(suffix) for key in state_dict if key.endswith("." + suffix)]
     converted: dict[str, Any] = {}

@@ -66,7 +66,16 @@ class BlockSparseMatrixEmulator(BlockMatrix):
         return mask[: self.shape[0], : self.shape[1]]
 
     def build_coo_block_index(self) -> Tensor:
-        """(2, n) int32: block row and block column of the stored blocks, in stored order."""
+        """(2, n) int32: block row and block column of the stored blocks, in stored order.
+
+        Raises:
+            RuntimeError: on the meta device, where no pattern is known.
+        """
+        if self.block_mask.is_meta:
+            raise RuntimeError(
+                f"this BlockSparseMatrixEmulator of shape {tuple(self.shape)} is on the meta "
+                "device, which holds no pattern: make it on a device that holds data"
+            )
         return self.block_mask.nonzero().T.to(torch.int32)
 
     def get_differentiable_data(self) -> nn.Parameter:

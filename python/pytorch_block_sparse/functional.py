@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 
 from . import ops as ops  # registers what the operators need
 from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, needs_grad
+from ._validation import check_dense, describe
 
 # Bound once: looking them up takes as long as calling them.
 is_grad_enabled = torch.is_grad_enabled
@@ -73,10 +74,15 @@ def linear(
     was traced.
 
     Raises:
+        TypeError: `x` or `bias` is no tensor, or not a dense one; `weight` is no block-sparse one.
         ValueError: `x` has another number of features than the weight, or `preactivation` is
             unknown.
         RuntimeError: a dtype, a shape or the index does not fit; the sentence says which.
     """
+    if not isinstance(getattr(weight, "index", None), list):
+        raise TypeError(f"weight is {describe(weight)}, expected a BlockSparseMatrix")
+    if bias is not None:
+        check_dense(bias, "bias")
     return linear_of(x, weight.values, weight.index, weight.shape, bias, activation, preactivation)
 
 
@@ -95,6 +101,8 @@ def linear_of(
     a module as an attribute takes a microsecond on the host.
     """
     out_features, in_features = shape
+    if type(x) is not Tensor:  # sparse and quantized ones are; the operator refuses them
+        check_dense(x, "x")
     if not x.dim() or x.size(-1) != in_features:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; expected (..., {in_features}), the in_features of the "

@@ -9,6 +9,7 @@ layout of their arguments are documented in docs/architecture.md; layers call th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from . import _compile as _compile
 from . import _library
 from ._autograd import BlockSparseLinear, below_autograd, cast_for_autocast, needs_grad
+from ._validation import check_dense
 
 #: What `linear` can apply to its result.
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
@@ -25,6 +27,16 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 _ops = torch.ops.block_sparse
+_OPERATORS = (
+    "linear",
+    "linear_preactivation",
+    "linear_input_grad",
+    "linear_weight_grad",
+    "linear_weight_grad_accumulate_",
+    "block_norms",
+    "pattern_check",
+    "pattern_transpose",
+)
 
 
 # Fake kernels -----------------------------------------------------------------------------------
@@ -160,12 +172,15 @@ def _(
 
 _Library: Any = torch.library.Library
 _implementations = _Library("block_sparse", "IMPL")
+_AUTOCAST = {"AutocastCPU": "cpu", "AutocastCUDA": "cuda"}
 
 
-def _autograd_linear(name: str, preactivation: str) -> Callable[..., Any]:
+def _linear_kernel(name: str, preactivation: str, device_type: str | None) -> Callable[..., Any]:
+    """The kernel for autograd, or for the autocast of a device."""
     op = getattr(_ops, name).default
 
-    def kernel(
+    def call(
+        dtype: torch.dtype | None,
         x: Tensor,
         values: Tensor,
         index: list[Tensor],
@@ -176,37 +191,20 @@ def _autograd_linear(name: str, preactivation: str) -> Callable[..., Any]:
     ) -> Any:
         options = out_features, activation, allow_tf32
         if needs_grad(x, values, bias):
-            return BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, None)
-        return below_autograd(op, x, values, index, bias, *options)
-
-    return kernel
-
-
-def _autocast_linear(name: str, preactivation: str, device_type: str) -> Callable[..., Any]:
-    op = getattr(_ops, name).default
-
-    def kernel(
-        x: Tensor,
-        values: Tensor,
-        index: list[Tensor],
-        bias: Tensor | None,
-        out_features: int,
-        activation: str = "none",
-        allow_tf32: bool = False,
-    ) -> Any:
-        options = out_features, activation, allow_tf32
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            if needs_grad(x, values, bias):
-                # Casting inside, so that the gradients are not rounded on their way out.
-                return BlockSparseLinear.apply(
-                    x, values, bias, index, *options, preactivation, dtype
-                )
+            # Casts inside, so that the gradients are not rounded on their way out.
+            return BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, dtype)
+        if dtype is not None:
             x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
             bias = None if bias is None else cast_for_autocast(bias, dtype)
-            return op(x, values, index, bias, *options)
+        return below_autograd(op, x, values, index, bias, *options)
 
-    return kernel
+    def autocast(*args: Any) -> Any:
+        assert device_type is not None
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return call(dtype, *args)
+
+    return functools.partial(call, None) if device_type is None else autocast
 
 
 def _autocast(name: str, device_type: str, first: int = 0) -> Callable[..., Any]:
@@ -222,11 +220,32 @@ def _autocast(name: str, device_type: str, first: int = 0) -> Callable[..., Any]
     return kernel
 
 
+def _accumulate_kernel(
+    accumulator: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    index: list[Tensor],
+    allow_tf32: bool = False,
+) -> None:
+    """The kernel for autograd: what it would have to record is refused."""
+    for name, tensor in (("accumulator", accumulator), ("grad", grad), ("x", x)):
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"{name} requires grad, but linear_weight_grad_accumulate_ works in place and has "
+                "no derivative; call it under torch.no_grad()"
+            )
+    below_autograd(
+        _ops.linear_weight_grad_accumulate_.default, accumulator, grad, x, index, allow_tf32
+    )
+    if not accumulator.is_inference():
+        torch.autograd.graph.increment_version(accumulator)  # as every in-place operator
+
+
 for _name, _preactivation in {"linear": "recompute", "linear_preactivation": "return"}.items():
-    _implementations.impl(_name, _autograd_linear(_name, _preactivation), "Autograd")
-for _device_type, _key in {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}.items():
-    for _name, _preactivation in {"linear": "recompute", "linear_preactivation": "return"}.items():
-        _implementations.impl(_name, _autocast_linear(_name, _preactivation, _device_type), _key)
+    for _key, _device_type in {**_AUTOCAST, "Autograd": None}.items():
+        _implementations.impl(_name, _linear_kernel(_name, _preactivation, _device_type), _key)
+_implementations.impl("linear_weight_grad_accumulate_", _accumulate_kernel, "Autograd")
+for _key, _device_type in _AUTOCAST.items():
     for _name in ("linear_input_grad", "linear_weight_grad", "block_norms"):
         _implementations.impl(_name, _autocast(_name, _device_type), _key)
     # The accumulator keeps its dtype.
@@ -234,7 +253,7 @@ for _device_type, _key in {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}.items()
     _implementations.impl(_name, _autocast(_name, _device_type, first=1), _key)
 
 
-# Devices without a backend ----------------------------------------------------------------------
+# What cannot run --------------------------------------------------------------------------------
 
 
 def _without_backend(name: str, reason: str) -> Callable[..., Any]:
@@ -247,12 +266,32 @@ def _without_backend(name: str, reason: str) -> Callable[..., Any]:
     return kernel
 
 
+def _without_kernel(name: str) -> Callable[..., Any]:
+    """Refuses a sparse, nested, quantized or oneDNN tensor, whose name it looks up."""
+    names = [argument.name for argument in getattr(_ops, name).default._schema.arguments]
+
+    def kernel(*args: Any) -> Any:
+        for argument, value in zip(names, args, strict=False):
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, Tensor):
+                    check_dense(tensor, argument)
+
+    return kernel
+
+
+_UNREADABLE = (
+    *(kind + device for kind in ("Sparse", "SparseCsr") for device in ("CPU", "CUDA", "Meta")),
+    *(kind + device for kind in ("NestedTensor", "Quantized") for device in ("CPU", "CUDA")),
+    "MkldnnCPU",
+)
 _missing = {
     key: f"pytorch_block_sparse has no {key} backend"
     for key in ("MPS", "XPU", "HPU", "PrivateUse1")
 }
 if _library.cuda_missing is not None:
     _missing["CUDA"] = _library.cuda_missing
-for _key, _reason in _missing.items():
-    for _name in dir(_ops):
+for _name in _OPERATORS:
+    for _key, _reason in _missing.items():
         _implementations.impl(_name, _without_backend(_name, _reason), _key)
+    for _key in _UNREADABLE:
+        _implementations.impl(_name, _without_kernel(_name), _key)

@@ -167,11 +167,15 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "n_blocks is 7 (int), expected 1 to 6 (2 x 3 blocks)",
     ),
     "no blocks": (lambda: Matrix.zeros((64, 96), 0), ValueError, "n_blocks is 0 (int), expected 1"),
-    "blocks empty": (lambda: Matrix.zeros((64, 96), blocks=[]), ValueError, "blocks is [], expect"),
+    "blocks empty": (
+        lambda: Matrix.zeros((64, 96), blocks=[]),
+        ValueError,
+        "blocks is [] (list), expect",
+    ),
     "blocks of three": (
         lambda: Matrix.zeros((64, 96), blocks=[(0, 0, 0)]),
         ValueError,
-        "blocks is [(0, 0, 0)], expected at least one, (row, column) each",
+        "blocks is [(0, 0, 0)] (list), expected at least one, (row, column) each",
     ),
     "block outside": (
         lambda: Matrix.zeros((64, 96), blocks=[(0, 0), (2, 1)]),

@@ -363,7 +363,7 @@ def _of(module: nn.Module) -> Any:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_of(nn.LayerNorm(3)), r"^Cannot patch head: this is not a Linear layer: LayerNorm\("),
+        (_of(nn.LayerNorm(3)), r"^Cannot patch head: this is not a Linear layer: LayerNorm$"),
         (_of(nn.Bilinear(3, 4, 5)), "Cannot patch head: this is not a Linear layer"),
         (_of(Shouting(32, 32)), "Cannot patch head: .*Shouting is a subclass of Linear"),
         (
@@ -387,9 +387,14 @@ def test_layers_that_cannot_be_patched(make: Any, message: str) -> None:
     assert all(entry["layer"] is not head for entry in patcher().get_patchable_layers(model))
 
 
-def test_the_model_itself_is_refused() -> None:
-    with pytest.raises(TypeError, match="it is the model itself"):
-        patcher("").patch_model(nn.Linear(32, 32))
+@pytest.mark.parametrize("model", [nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32))])
+def test_the_model_itself_is_refused(model: nn.Module) -> None:
+    kind = type(model).__name__
+    sentence = rf"^Cannot patch the model itself, a {kind}, which pattern '\.\*' matches: expected"
+    with pytest.raises(TypeError, match=sentence):
+        patcher(".*").patch_model(model)
+    with pytest.raises(TypeError, match=r"^model is None \(NoneType\), expected a torch.nn.Module"):
+        patcher().patch_model(None)  # type: ignore[arg-type]
 
 
 def test_a_model_in_ddp_is_refused(model: Pair) -> None:
@@ -454,7 +459,10 @@ def test_bad_regular_expressions() -> None:
         ({"pattern": MASK.int()}, r"Cannot patch second.up: pattern is a torch.int32"),
         ({"pattern": ~MASK}, r"Cannot patch second.up: pattern has no block set"),
         ({"pattern": {"first.up": MASK}}, r"Cannot patch second.up: .*not among them"),
-        ({"pattern": "diagonal+random", "density": 0.01}, r"block_count is 1, expected at least"),
+        (
+            {"pattern": "diagonal+random", "density": 0.01},
+            r"^Cannot patch second.up: block_count is 1, expected at least",
+        ),
     ],
 )
 def test_an_error_in_one_layer_leaves_all_as_they_were(
@@ -488,8 +496,16 @@ def test_meta_model() -> None:
         model = Pair()
     with pytest.raises(ValueError, match="pattern is 'magnitude', but the weight is on the meta"):
         patcher().patch_model(model)
+    for pattern in ("random", MASK):
+        config = LayerConfig(block_shape=BLOCK, pattern=pattern, pseudo_linear=True)
+        pseudo = BlockSparseModelPatcher()
+        pseudo.add_pattern(r"first\.up", config)
+        with pytest.raises(ValueError, match=r"^Cannot patch first.up: pseudo_linear is True, but"):
+            pseudo.patch_model(model)
     patcher(pattern="random").patch_model(model)
     assert model.first.up.weight.values.is_meta
+    with pytest.raises(RuntimeError, match=r"on the meta device; give it memory with to_empty"):
+        model.first.up.weight.to_dense()
     model.to_empty(device="cpu")
     for module in model.modules():
         if hasattr(module, "reset_parameters"):

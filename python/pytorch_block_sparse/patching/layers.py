@@ -27,7 +27,7 @@ def refusal(module: nn.Module) -> str | None:
     if isinstance(module, (BlockSparseLinear, PseudoBlockSparseLinear)):
         return "it is block-sparse already"
     if not isinstance(module, nn.Linear) and not is_conv1d(module):
-        return f"this is not a Linear layer: {module}"
+        return f"this is not a Linear layer: {kind.__name__}"
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return (
             "it is the out_proj of a torch.nn.MultiheadAttention, which reads the dense weight "

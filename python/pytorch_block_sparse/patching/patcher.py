@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._validation import as_mask
+from .._validation import as_mask, describe
 from ..block_sparse import stored_parameters
+from ..block_sparse_linear import BlockSparseLinear, PseudoBlockSparseLinear
 from ..density import block_grid, erk_block_counts
 from ..functional import Activation
 from ..integrations import describe_model, foreign_quantization
@@ -111,9 +112,11 @@ class BlockSparseModelPatcher:
 
         Raises:
             TypeError: "Cannot patch <name>: …" if a pattern matches what can't be patched.
-            ValueError: if a mask has the wrong shape or no block, a pattern does not fit, or an
-                activation can't be fused.
+            ValueError: "Cannot patch <name>: …" if a mask has the wrong shape or no block, or a
+                pattern does not fit; or if an activation can't be fused.
         """
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is {describe(model)}, expected a torch.nn.Module")
         before = sum(parameter.numel() for parameter in model.parameters())
         plan = self._plan(model)
         if not plan:
@@ -127,16 +130,7 @@ class BlockSparseModelPatcher:
         foreign = foreign_quantization(model)
         if foreign is not None:
             raise ValueError(f"Cannot patch the model: {foreign}")
-        layers = [
-            make_sparse(
-                item.module,
-                item.config,
-                blocks=item.blocks,
-                mask=item.mask,
-                activation=item.activation,
-            )
-            for item in plan
-        ]
+        layers = [_made(item) for item in plan]
         # Before anything is replaced: a warning may be an error.
         self._warn_of_idle_patterns({item.pattern for item in plan})
         with _Swaps() as swaps:
@@ -167,12 +161,16 @@ class BlockSparseModelPatcher:
             index = self._first_match(aliases)
             if index is None:
                 continue
+            expression, config = self._patterns[index]
+            if "" in aliases:
+                raise TypeError(
+                    f"Cannot patch the model itself, a {type(module).__name__}, which pattern "
+                    f"{expression.pattern!r} matches: expected a pattern of the names of layers in "
+                    "it, which get_patchable_layers(model) lists"
+                )
             reason = _refusal(module, holders)
-            if reason is None and "" in aliases:
-                reason = "it is the model itself: patch the module that holds it"
             if reason is not None:
                 raise TypeError(f"Cannot patch {aliases[0]}: {reason}")
-            config = self._patterns[index][1]
             item = _Replacement(aliases, module, index, config, config.activation)
             if self._fuse_activation:
                 _plan_fusion(item, model)
@@ -295,6 +293,11 @@ def _plan_blocks(plan: list[_Replacement]) -> None:
         name, config = item.names[0], item.config
         grid = block_grid(item.shape, config.block_shape)
         mask = config.mask_for(name)
+        if config.pseudo_linear and item.module.weight.is_meta:
+            raise ValueError(
+                f"Cannot patch {name}: pseudo_linear is True, but the weight is on the meta "
+                "device, which holds no values to copy; expected a model that holds data"
+            )
         if mask is not None:
             item.mask = as_mask(mask, grid, f"Cannot patch {name}: pattern")
             item.blocks = int(item.mask.sum())
@@ -314,6 +317,20 @@ def _plan_blocks(plan: list[_Replacement]) -> None:
             counts = erk_block_counts(shapes, config.block_shape, config.density)
             for item, count in zip(items, counts, strict=True):
                 item.blocks = count
+
+
+def _made(item: _Replacement) -> BlockSparseLinear | PseudoBlockSparseLinear:
+    """The layer that takes the place of the one in `item`."""
+    try:
+        return make_sparse(
+            item.module,
+            item.config,
+            blocks=item.blocks,
+            mask=item.mask,
+            activation=item.activation,
+        )
+    except ValueError as error:
+        raise ValueError(f"Cannot patch {item.names[0]}: {error}") from error
 
 
 def _report(item: _Replacement, layer: nn.Module) -> PatchedLayer:
