@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The derivatives of the block-sparse products.
+"""The first derivative of the block-sparse linear layer, backwards.
 
 `BlockSparseLinear` serves the layer (which calls it directly), the operators `linear` and
 `linear_preactivation`, and their autocast. A torch.autograd.Function of our own instead of
 torch.library.register_autograd: that flattens every list of tensors, which makes a call three times
-as long on the host. The gradient operators use register_autograd, since only second derivatives
-come that way.
+as long on the host. Other derivatives are in `_products.py`; a backward that is itself recorded
+meets them in the autograd kernels of the operators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from . import _library as _library  # the operators must be there first
+from ._products import below_autograd, is_transformed
 
 _ops = torch.ops.block_sparse
 _linear = _ops.linear.default
@@ -42,16 +42,6 @@ _ACTIVATION_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 #: Those whose derivative is taken at x Wᵀ + bias.
 NEED_PREACTIVATION = frozenset(_ACTIVATION_GRADIENTS) - {"relu"}
-
-
-def below_autograd(op: Any, *args: Any) -> Any:
-    """`op(*args)`, recording nothing.
-
-    The dispatcher enters the autograd kernel, which is Python, even where no gradient is needed:
-    6 µs a call, against the 0.7 µs of this guard.
-    """
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
 
 
 def cast_for_autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,7 +114,8 @@ class BlockSparseLinear(torch.autograd.Function):
         x, values, bias, state, *index = ctx.saved_tensors
         out_features, in_features, values_shape = ctx.sizes
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
-        call = _recorded if torch.is_grad_enabled() else below_autograd
+        # The gradients may be a batch of them (is_grads_batched=True).
+        call = _recorded if torch.is_grad_enabled() or is_transformed() else below_autograd
         if grad is not None and ctx.activation != "none":
             if torch.is_grad_enabled() and ctx.activation in NEED_PREACTIVATION:
                 state = None  # what was kept has no history
@@ -165,65 +156,3 @@ class BlockSparseLinear(torch.autograd.Function):
 
 def _recorded(op: Any, *args: Any) -> Any:
     return op(*args)
-
-
-# Second derivatives -----------------------------------------------------------------------------
-#
-# The products are bilinear and closed under differentiation: the gradients of one are the others.
-# The dispatcher leaves out trailing arguments that equal their defaults, and wants as many
-# gradients as it passed arguments.
-
-
-def _input_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, values, index, _, ctx.allow_tf32 = inputs
-    ctx.save_for_backward(grad, values, *index)
-
-
-def _input_grad_backward(ctx: Any, dx_grad: Tensor) -> Any:
-    grad, values, *index = ctx.saved_tensors
-    dgrad = dvalues = None
-    if ctx.needs_input_grad[0]:
-        dgrad = _linear(dx_grad, values, index, None, grad.shape[-1], "none", ctx.allow_tf32)
-    if ctx.needs_input_grad[1]:
-        dvalues = _linear_weight_grad(grad, dx_grad, index, *values.shape, None, ctx.allow_tf32)
-    return (dgrad, dvalues, [None] * len(index), None, None)[: len(ctx.needs_input_grad)]
-
-
-torch.library.register_autograd(
-    "block_sparse::linear_input_grad", _input_grad_backward, setup_context=_input_grad_setup
-)
-
-
-def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, x, index, _, _, _, _, ctx.allow_tf32 = inputs
-    ctx.save_for_backward(grad, x, *index)
-
-
-def _weight_grad_backward(ctx: Any, dvalues_grad: Tensor) -> Any:
-    grad, x, *index = ctx.saved_tensors
-    values = dvalues_grad.to(grad.dtype).contiguous()
-    dgrad = dx = None
-    if ctx.needs_input_grad[0]:
-        dgrad = _linear(x, values, index, None, grad.shape[-1], "none", ctx.allow_tf32)
-    if ctx.needs_input_grad[1]:
-        dx = _linear_input_grad(grad, values, index, x.shape[-1], ctx.allow_tf32)
-    gradients = dgrad, dx, [None] * len(index), None, None, None, None, None
-    return gradients[: len(ctx.needs_input_grad)]
-
-
-torch.library.register_autograd(
-    "block_sparse::linear_weight_grad", _weight_grad_backward, setup_context=_weight_grad_setup
-)
-
-
-def _block_norms_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.mark_non_differentiable(output)
-
-
-def _block_norms_backward(ctx: Any, grad: Tensor) -> Any:
-    return (None,) * len(ctx.needs_input_grad)
-
-
-torch.library.register_autograd(
-    "block_sparse::block_norms", _block_norms_backward, setup_context=_block_norms_setup
-)

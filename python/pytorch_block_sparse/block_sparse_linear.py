@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,20 +11,13 @@ from torch import Tensor, nn
 
 from . import functional
 from ._matrix_api import largest_blocks
+from ._products import ACTIVATIONS
 from ._validation import as_mask, as_pair, describe
 from .block_sparse import BlockSparseMatrix, copy_into
 from .density import block_grid
 from .pattern import block_count_of
 
 __all__ = ["BlockSparseLinear", "PseudoBlockSparseLinear"]
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda y: y,
-    "relu": nn.functional.relu,
-    "gelu": nn.functional.gelu,
-    "gelu_tanh": lambda y: nn.functional.gelu(y, approximate="tanh"),
-    "silu": nn.functional.silu,
-}
 
 
 class BlockSparseLinear(nn.Module):
@@ -112,10 +105,10 @@ class BlockSparseLinear(nn.Module):
             raise ValueError(
                 f"BlockSparseLinear invalid density={density}, expected above 0 and at most 1"
             )
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation is {activation!r}, expected one of "
-                + ", ".join(map(repr, _ACTIVATIONS))
+                + ", ".join(map(repr, ACTIVATIONS))
             )
         if preactivation not in ("save", "recompute"):
             raise ValueError(f"preactivation is {preactivation!r}, expected 'save' or 'recompute'")
@@ -307,7 +300,7 @@ class PseudoBlockSparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         y = nn.functional.linear(x, self.weight * self.mask, self.bias)
-        return _ACTIVATIONS[self.activation](y)
+        return ACTIVATIONS[self.activation](y)
 
     def extra_repr(self) -> str:
         """Sizes and density."""

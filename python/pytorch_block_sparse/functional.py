@@ -11,6 +11,7 @@ from torch.compiler import is_compiling
 
 from . import ops as ops  # registers what the operators need
 from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, needs_grad
+from ._products import is_transformed
 from ._validation import check_dense, describe
 
 # Bound once: looking them up takes as long as calling them.
@@ -127,6 +128,8 @@ def linear_of(
             y, _ = _linear_preactivation(x, values, index, bias, *options)
         else:
             y = _linear(x, values, index, bias, *options)
+    elif is_transformed():
+        y = _linear(x, values, index, bias, *options)
     elif differentiated:
         y = BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, None)
     else:

@@ -2,7 +2,7 @@
 """What the operators `torch.ops.block_sparse.*` need besides their kernels.
 
 Fake kernels (shapes and dtypes for `torch.compile`, `torch.export`, the meta device), derivatives
-of every order, autocast, and a sentence for devices without a backend. The operators and the
+of every order, `torch.func`, autocast, and a sentence for what cannot run. The operators and the
 layout of their arguments are documented in docs/architecture.md; layers call them through
 `pytorch_block_sparse.functional`, which costs less time on the host.
 """
@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from . import _compile as _compile
-from . import _library
-from ._autograd import BlockSparseLinear, below_autograd, cast_for_autocast, needs_grad
+from . import _library, _products
+from ._autograd import BlockSparseLinear, cast_for_autocast, needs_grad
+from ._products import below_autograd, is_transformed
 from ._validation import check_dense
-
-#: What `linear` can apply to its result.
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
@@ -173,6 +171,13 @@ def _(
 _Library: Any = torch.library.Library
 _implementations = _Library("block_sparse", "IMPL")
 _AUTOCAST = {"AutocastCPU": "cpu", "AutocastCUDA": "cuda"}
+#: Operator -> what computes the same so that torch.func and forward mode can see through it.
+_TRANSFORMED: dict[str, Callable[..., Any]] = {
+    "linear": lambda *args: _products.linear(*args)[0],
+    "linear_preactivation": _products.linear,
+    "linear_input_grad": _products.input_grad,
+    "linear_weight_grad": _products.weight_grad,
+}
 
 
 def _linear_kernel(name: str, preactivation: str, device_type: str | None) -> Callable[..., Any]:
@@ -190,12 +195,15 @@ def _linear_kernel(name: str, preactivation: str, device_type: str | None) -> Ca
         allow_tf32: bool = False,
     ) -> Any:
         options = out_features, activation, allow_tf32
-        if needs_grad(x, values, bias):
+        transformed = is_transformed()
+        if needs_grad(x, values, bias) and not transformed:
             # Casts inside, so that the gradients are not rounded on their way out.
             return BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, dtype)
         if dtype is not None:
             x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
             bias = None if bias is None else cast_for_autocast(bias, dtype)
+        if transformed:
+            return _TRANSFORMED[name](x, values, index, bias, *options)
         return below_autograd(op, x, values, index, bias, *options)
 
     def autocast(*args: Any) -> Any:
@@ -216,6 +224,18 @@ def _autocast(name: str, device_type: str, first: int = 0) -> Callable[..., Any]
         cast = (cast_for_autocast(a, dtype) if isinstance(a, Tensor) else a for a in args[first:])
         with torch.autocast(device_type, enabled=False):
             return op(*args[:first], *cast)
+
+    return kernel
+
+
+def _gradient_kernel(name: str, differentiable: Callable[..., Tensor]) -> Callable[..., Any]:
+    """The kernel for autograd of an operator that is itself a gradient."""
+    op = getattr(_ops, name).default
+
+    def kernel(a: Tensor, b: Tensor, *others: Any) -> Any:
+        if is_transformed() or needs_grad(a, b, None):
+            return differentiable(a, b, *others)
+        return below_autograd(op, a, b, *others)
 
     return kernel
 
@@ -244,6 +264,15 @@ def _accumulate_kernel(
 for _name, _preactivation in {"linear": "recompute", "linear_preactivation": "return"}.items():
     for _key, _device_type in {**_AUTOCAST, "Autograd": None}.items():
         _implementations.impl(_name, _linear_kernel(_name, _preactivation, _device_type), _key)
+for _name in ("linear_input_grad", "linear_weight_grad"):
+    _implementations.impl(_name, _gradient_kernel(_name, _TRANSFORMED[_name]), "Autograd")
+for _name, _transformed in _TRANSFORMED.items():
+    # Where torch.func takes hold of an operator, before it looks for a rule of its own.
+    _implementations.impl(_name, _transformed, "FuncTorchDynamicLayerFrontMode")
+# Its result has no derivative.
+_implementations.impl(
+    "block_norms", functools.partial(below_autograd, _ops.block_norms.default), "Autograd"
+)
 _implementations.impl("linear_weight_grad_accumulate_", _accumulate_kernel, "Autograd")
 for _key, _device_type in _AUTOCAST.items():
     for _name in ("linear_input_grad", "linear_weight_grad", "block_norms"):
