@@ -38,6 +38,12 @@ const char* needs_ampere(const Device& device) {
 }
 
 constexpr Kernel<SpmmProblem> kSpmm[] = {
+    {"sm80_decode",
+     [](const SpmmProblem& p, const Device& d) {
+       const char* why = needs_ampere(d);
+       return why != nullptr ? why : sm80::decode::refusal(p);
+     },
+     sm80::decode::run, nullptr},
     {"sm90_spmm",
      [](const SpmmProblem& p, const Device& d) {
        const char* why = needs_hopper(d);
@@ -46,14 +52,6 @@ constexpr Kernel<SpmmProblem> kSpmm[] = {
      sm90::spmm::run, nullptr},
     {"generic_spmm", [](const SpmmProblem&, const Device&) -> const char* { return nullptr; },
      generic::spmm, nullptr},
-    // Behind the one that takes everything: it runs when forced only, until it
-    // has been measured on a GPU.
-    {"sm80_decode",
-     [](const SpmmProblem& p, const Device& d) {
-       const char* why = needs_ampere(d);
-       return why != nullptr ? why : sm80::decode::refusal(p);
-     },
-     sm80::decode::run, nullptr},
 };
 
 constexpr Kernel<WeightGradientArgs> kWeightGradient[] = {
