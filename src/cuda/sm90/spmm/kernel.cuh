@@ -6,7 +6,7 @@
 
 namespace block_sparse::cuda::sm90::spmm {
 
-/// yᵀ = W xᵀ: one producer warp and two consumer warpgroups a CTA, persistent
+/// yᵀ = W xᵀ: four producer warps and two consumer warpgroups a CTA, persistent
 /// over tiles of 128 outputs x Tokens tokens; two CTAs with the same outputs
 /// form a cluster and share each block of W they load.
 template <class C>
@@ -19,7 +19,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
       *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
-      ptx::barrier_init(&shared.full[s], 1);
+      ptx::barrier_init(&shared.full[s], C::kParts);
       // One arrival a consumer warp of every CTA that the stage was read with.
       ptx::barrier_init(&shared.empty[s], kConsumers * 4 * kCluster);
     }
@@ -29,7 +29,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 
   if (threadIdx.x < 128) {
     ptx::registers_decrease<kProducerRegisters>();
-    if (threadIdx.x < 32) load_loop<C>(p, &x_map, &w_map, shared);
+    load_loop<C>(p, &x_map, &w_map, shared);
   } else {
     ptx::registers_increase<kConsumerRegisters>();
     multiply_loop<C>(p, shared);

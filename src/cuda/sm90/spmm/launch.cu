@@ -46,15 +46,11 @@ Status launch(const SpmmProblem& p, Stream stream) {
   const Params params{p.lines,
                       static_cast<int>(p.height),
                       static_cast<int>(p.width),
+                      static_cast<int>(p.in / p.width),
                       static_cast<int>(segments),
-                      static_cast<int>(p.out),
-                      static_cast<int>(p.tokens),
                       static_cast<int>(token_tiles),
-                      p.bias,
-                      p.activation,
-                      p.preactivation,
-                      p.y,
-                      p.ldy};
+                      {p.bias, p.activation, p.preactivation, p.y, p.ldy, static_cast<int>(p.out),
+                       static_cast<int>(p.tokens)}};
   const auto clusters = std::min<std::int64_t>(items, device.multiprocessors / kCluster);
   function<<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream>>>(params, x_map,
                                                                                      w_map);
