@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from ._matrix_api import BlockMatrix
+from ._optimizer_state import note_resize
 from ._validation import as_indices, as_mask, check_shape, is_distributed
 from .pattern import check_index, draw_pattern, index_of
 
@@ -333,7 +334,8 @@ class SlotStorage(BlockMatrix):
         """Loads all or nothing: what comes is validated first, also when it was saved by 0.1.
 
         Another number of blocks or slots than here is fine: the parameter is then resized in
-        place, its gradient dropped.
+        place, its gradient dropped, and an optimizer that holds state of another number of slots
+        starts that anew at its next step.
         """
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
         try:
@@ -374,6 +376,7 @@ class SlotStorage(BlockMatrix):
         values.data = new
         for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
             self._buffers[name] = self.crow_indices.new_zeros(slots)
+        note_resize(values)
 
 
 def _is_wrapped_by_ddp(parameter: nn.Parameter) -> bool:

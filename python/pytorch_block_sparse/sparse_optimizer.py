@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._optimizer_state import clear_slots
 from ._validation import describe
 from .block_sparse import BlockSparseMatrix
 
@@ -218,7 +219,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             for matrix in group["sparse_objects"]:
                 slots = strategy.run(matrix)
                 for optimizer, options in owners[matrix]:
-                    _clear_state(optimizer.state.get(matrix.values, {}), options, slots)
+                    clear_slots(optimizer.state.get(matrix.values, {}), options, slots)
         return loss
 
     def _optimizers_of(
@@ -259,18 +260,3 @@ def _check_distribution(name: str) -> None:
             f"Invalid new coefficients distribution {name}, expected one of "
             f"{SparseOptimizer.COEFFICIENTS_DISTRIBUTION}"
         )
-
-
-def _clear_state(state: dict[str, Any], options: dict[str, Any], slots: Tensor) -> None:
-    """Gives the rows `slots` of a parameter's optimizer state the values of a new parameter.
-
-    Whatever has a row per slot is such a state. It starts at zero in every optimizer of torch but
-    for the two named here.
-    """
-    initial = {
-        "sum": options.get("initial_accumulator_value", 0.0),  # Adagrad
-        "step_size": options["lr"],  # Rprop
-    }
-    for key, tensor in state.items():
-        if isinstance(tensor, Tensor) and tensor.ndim == 3:
-            tensor[slots.to(tensor.device)] = initial.get(key, 0.0)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import ACTIVATIONS, randn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pytorch_block_sparse import BlockSparseLinear
+from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix, functional
 
 every_backend = pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 
@@ -87,6 +89,35 @@ def test_twelve_layers_of_different_counts(device, backend, train):
                 with torch.no_grad():
                     torch.testing.assert_close(compiled(x), module(x))
     assert counter.frame_count <= 3
+
+
+class Projection(torch.nn.Module):
+    """Keeps its matrix under a name of its own."""
+
+    def __init__(self, matrix: BlockSparseMatrix) -> None:
+        super().__init__()
+        self.proj = matrix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.proj)
+
+
+def test_matrix_under_another_name(device):
+    """By the setting that docs/architecture.md names, and not without it."""
+    sources = r",.*\._modules\['proj'\]\..*\['(values|\w+_indices|\w+_ids)'\]"
+    documented = Path(__file__).parents[2] / "docs" / "architecture.md"
+    assert f'dynamic_sources += r"{sources}"' in documented.read_text()
+    config = torch.compiler.config
+    for added, fewest, most in (("", 6, 12), (sources, 1, 3)):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        with config.patch(dynamic_sources=config.dynamic_sources + added):
+            for n in range(1, 7):
+                module = Projection(layer(n, device).weight)
+                compiled = torch.compile(module, fullgraph=True, backend=counter)
+                x = randn(5, 64, dtype=torch.float32, device=device)
+                torch.testing.assert_close(compiled(x), module(x))
+        assert fewest <= counter.frame_count <= most, counter.frame_count
 
 
 def test_pattern_changes_without_recompiling(device):

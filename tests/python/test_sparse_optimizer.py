@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,95 @@ def test_every_attached_optimizer_is_cleared() -> None:
     for layer, optimizer in zip(layers, optimizers, strict=True):
         assert not optimizer.state[layer.weight.values]["exp_avg"].any()
     assert not third.state[layers[0].weight.values]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("densities", [(0.5, 0.25), (0.25, 0.5)])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "AdamW fused"])
+def test_state_that_does_not_fit_what_was_loaded(name: str, densities: tuple[float, float]) -> None:
+    """Another number of slots, under an optimizer that has stepped."""
+    layer, other = (BlockSparseLinear(128, 128, density=density) for density in densities)
+    dense = nn.Linear(128, 128)
+    fused = {"AdamW fused": lambda p: torch.optim.AdamW(p, fused=True)}
+    optimizer = {**OPTIMIZERS, **fused}[name]([*layer.parameters(), *dense.parameters()])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        dense(layer(torch.randn(4, 128))).square().sum().backward()
+        optimizer.step()
+
+    step()
+    dense_state = {k: t.clone() for k, t in optimizer.state[dense.weight].items()}
+    values = layer.weight.values
+    layer.load_state_dict(other.state_dict())
+    assert layer.weight.values is values
+    optimizer.zero_grad()
+    dense(layer(torch.randn(4, 128))).square().sum().backward()
+    if name == "SGD":
+        optimizer.step()  # keeps nothing
+    else:
+        with pytest.warns(UserWarning, match=r"starts anew for a BlockSparseMatrix .* to \d+: "):
+            optimizer.step()
+    for tensor in optimizer.state[values].values():
+        if isinstance(tensor, Tensor) and tensor.ndim == 3:
+            assert tensor.shape[0] == values.shape[0]
+    assert values.isfinite().all()
+    assert set(optimizer.state[dense.weight]) == set(dense_state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step()
+
+
+def test_new_state_is_that_of_a_new_parameter() -> None:
+    layer, other = BlockSparseLinear(128, 128), BlockSparseLinear(128, 128, density=0.25)
+    kept = {"Adagrad": "sum", "Rprop": "step_size", "Adam": "exp_avg_sq"}
+    for name, key in kept.items():
+        sparse = copy.deepcopy(layer)
+        optimizer = OPTIMIZERS[name](sparse.parameters())
+        sparse(torch.randn(4, 128)).square().sum().backward()
+        optimizer.step()
+        sparse.load_state_dict(other.state_dict())
+        sparse(torch.randn(4, 128)).square().sum().backward()
+        seen: list[Tensor] = []
+
+        # Run after the hook that starts the state anew, before the step itself.
+        optimizer.register_step_pre_hook(
+            lambda optimizer, *_, key=key, values=sparse.weight.values, seen=seen: seen.append(
+                optimizer.state[values][key].clone()
+            )
+        )
+        with pytest.warns(UserWarning, match="starts anew"):
+            optimizer.step()
+        start = {"Adagrad": 0.25, "Rprop": 0.125, "Adam": 0.0}[name]
+        assert seen[0].shape == sparse.weight.values.shape, key
+        assert (seen[0] == start).all(), key
+
+
+def test_state_that_is_loaded_too_goes_on() -> None:
+    """Resuming from a checkpoint of a model with another number of blocks."""
+
+    def trained(density: float) -> tuple[BlockSparseLinear, torch.optim.Optimizer]:
+        layer = BlockSparseLinear(128, 128, density=density)
+        optimizer = torch.optim.Adam(layer.parameters())
+        for seed in range(2):
+            train(layer, optimizer, seed)
+        return layer, optimizer
+
+    def train(layer: BlockSparseLinear, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        optimizer.zero_grad()
+        x = torch.randn(4, 128, generator=torch.Generator().manual_seed(seed))
+        layer(x).square().sum().backward()
+        optimizer.step()
+
+    source, its_optimizer = trained(0.25)
+    target, optimizer = trained(0.5)
+    target.load_state_dict(source.state_dict())
+    optimizer.load_state_dict(copy.deepcopy(its_optimizer.state_dict()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in (3, 4):
+            train(source, its_optimizer, seed)
+            train(target, optimizer, seed)
+    assert torch.equal(target.weight.values, source.weight.values)
 
 
 def test_is_an_optimizer() -> None:
