@@ -81,9 +81,14 @@ format: $(VENV)/.requirements  ## format everything in place
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: build build/bench/build.ninja  ## measure every product against nn.Linear, torch BSR and libxsmm
+# The driver of libxsmm is there only where libxsmm was found.
+LIBXSMM := build/bench/benchmarks/cpp/libxsmm/libblock_sparse_libxsmm.so
+
+bench: build build/bench/build.ninja  ## measure every product against nn.Linear and what else there is
 	@$(TOOLS) cmake --build --preset bench --target benchmark_peers
-	@$(BIN)/python -m benchmarks.python $(ARGS)
+	@$(BIN)/python -m pytorch_block_sparse bench --device cpu \
+	  --shapes benchmarks/shapes/cpu.txt --json benchmarks/output/bench.json \
+	  $(if $(wildcard $(LIBXSMM)),--libxsmm $(LIBXSMM)) $(ARGS)
 
 demo: $(VENV)/.package  ## train a sparse RoBERTa beside its dense twin [SIZE=small|roberta] [TEXT=path]
 	@$(BIN)/python -m examples.demo --size "$(SIZE)" $(if $(TEXT),--text "$(TEXT)") $(ARGS)

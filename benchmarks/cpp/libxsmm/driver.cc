@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The three products driven by hand over libxsmm's batch-reduce GEMM kernels: what a person who
-// knows libxsmm would write, as a peer for the benchmarks. benchmarks/python/libxsmm.py calls it.
+// knows libxsmm would write, as a peer for the benchmarks. bench/libxsmm.py of the package calls
+// it.
 //
 // libxsmm is column-major, so a row-major (tokens, features) matrix is (features, tokens) to it.
 #include <libxsmm.h>

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""libxsmm as a contender, through the driver of benchmarks/cpp/libxsmm."""
+"""libxsmm as a contender, through the driver of benchmarks/cpp/libxsmm: `make bench` builds it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .contenders import Call
+from .contenders import Call, Offer
 from .problems import Operands
-
-# Where `make bench` builds it.
-LIBRARY = (
-    Path(__file__).parents[2] / "build/bench/benchmarks/cpp/libxsmm/libblock_sparse_libxsmm.so"
-)
 
 
 class _Problem(ctypes.Structure):
@@ -29,41 +24,40 @@ class _Problem(ctypes.Structure):
 class Libxsmm:
     """The driver, loaded; `contender` says what it can do of a problem."""
 
-    def __init__(self, path: Path = LIBRARY) -> None:
-        """Raises OSError where the driver was not built."""
+    def __init__(self, path: Path) -> None:
+        """Raises OSError where the driver at `path` cannot be loaded."""
         self._library = ctypes.CDLL(str(path))
 
-    def contender(self, o: Operands) -> dict[str, Call]:
+    def contender(self, o: Operands) -> Offer:
+        """Forward and both gradients in float32."""
         p = o.problem
-        if o.x.dtype != torch.float32:
-            return {}
-        if p.out_features % p.block_height or p.in_features % p.block_width:
-            return {}
-        weight = o.sparse.weight
-        crow, col, ids, ccol, t_row, t_ids = weight.index[:6]
+        if o.dtype != torch.float32 or p.is_ragged:
+            return Offer({})
+        crow, col, ids, ccol, t_row, t_ids = o.matrix.index[:6]
         row = torch.repeat_interleave(crow.diff()).int()  # block row of each block
-        values = weight.values.detach()
+        x, dy, values = o.x[0], o.dy[0], o.values[0]
+        n = o.matrix.n_blocks
         # Packed beforehand, as one would for inference: each block as (in, out).
         packed = values.mT.contiguous()
-        y, dx, dvalues = torch.empty_like(o.dy), torch.empty_like(o.x), torch.empty_like(values)
-        bias = o.dense.bias
-        assert bias is not None
+        y, dx, dvalues = torch.empty_like(dy), torch.empty_like(x), torch.empty_like(values)
 
-        forward = self._bind("forward", o, o.x, _addresses(packed, ids[: o.blocks]), crow, col, y)
+        forward = self._bind("forward", o, x, _addresses(packed, ids[:n]), crow, col, y)
         input_gradient = self._bind(
-            "input_gradient", o, o.dy, _addresses(values, t_ids[: o.blocks]), ccol, t_row, dx
+            "input_gradient", o, dy, _addresses(values, t_ids[:n]), ccol, t_row, dx
         )
-        weight_gradient = self._bind("weight_gradient", o, o.dy, o.x, row, col, o.blocks, dvalues)
+        weight_gradient = self._bind("weight_gradient", o, dy, x, row, col, n, dvalues)
 
-        def forward_with_bias(operands: tuple[Tensor, ...] = (packed, values)) -> Tensor:
+        def forward_with_bias(i: int, operands: tuple[Tensor, ...] = (packed, values)) -> Tensor:
             # `operands`: the addresses above do not keep alive what they point to.
-            return forward().add_(bias)
+            return forward(i).add_(o.bias)
 
-        return {
-            "forward": forward_with_bias,
-            "input gradient": input_gradient,
-            "weight gradient": weight_gradient,
-        }
+        return Offer(
+            {
+                "forward": forward_with_bias,
+                "input gradient": input_gradient,
+                "weight gradient": weight_gradient,
+            }
+        )
 
     def _bind(self, product: str, o: Operands, *arguments: Tensor | int) -> Call:
         """A call of the driver's function for `product`; the last argument is its result."""
@@ -76,7 +70,7 @@ class Libxsmm:
         ]
         threads = torch.get_num_threads()
 
-        def call() -> Tensor:
+        def call(i: int) -> Tensor:
             if not function(ctypes.byref(problem), *converted, threads):
                 raise RuntimeError(f"libxsmm has no {product} kernel for {p}")
             # Also what keeps the tensors behind `converted` alive.

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of what was measured: speed-up against density, and the roofline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws into files, needs no display
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullLocator
+
+from .contenders import DENSE, OURS
+from .problems import PRODUCTS
+from .report import peers_in
+
+_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+_STYLES = ("--", ":", "-.", (0, (1, 4)), (0, (5, 1, 1, 1, 1, 1)))
+
+
+def draw(rows: list[dict[str, Any]], about: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes the pictures that the rows give into `folder`; which."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    even = [row for row in rows if row["pattern"] == "even"]
+    layers = dict.fromkeys((r["in_features"], r["out_features"], r["tokens"]) for r in even)
+    for in_features, out_features, tokens in layers:
+        some = [
+            row
+            for row in even
+            if (row["in_features"], row["out_features"], row["tokens"])
+            == (in_features, out_features, tokens)
+        ]
+        if len({row["density"] for row in some}) > 1:
+            path = folder / f"speedup-{in_features}x{out_features}-T{tokens}.png"
+            _save(_speedup(some, about), path)
+            written.append(path)
+    products = [row for row in even if row["product"] != PRODUCTS[-1]]
+    if products:
+        path = folder / "roofline.png"
+        _save(_roofline(products, about), path)
+        written.append(path)
+    return written
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _blocks(rows: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
+    """The block shapes of the rows, each with a color."""
+    shapes = sorted({(row["block_height"], row["block_width"]) for row in rows}, reverse=True)
+    return {shape: _COLORS[i % len(_COLORS)] for i, shape in enumerate(shapes)}
+
+
+def _where(about: dict[str, Any]) -> str:
+    machine = about.get("gpu") or f"{about['threads']} threads of {about['cpu']}"
+    return f"{machine}, {about['dtype']}, {about['date']}"
+
+
+def _speedup(rows: list[dict[str, Any]], about: dict[str, Any]) -> Figure:
+    """One plot a product: ratio over density, a line for each block size, peers dashed."""
+    products = [p for p in PRODUCTS if any(row["product"] == p for row in rows)]
+    figure, grid = plt.subplots(
+        1, len(products), figsize=(5.2 * len(products), 5), layout="constrained", squeeze=False
+    )
+    first = rows[0]
+    figure.suptitle(
+        f"{first['in_features']}→{first['out_features']}, {first['tokens']} tokens: "
+        f"nn.Linear's time / the contender's time\n{_where(about)}"
+    )
+    for axes, product in zip(grid.flat, products, strict=True):
+        some = [row for row in rows if row["product"] == product]
+        densities = sorted({row["density"] for row in some})
+        axes.plot(
+            densities, [1 / d for d in densities], color="lightgray", lw=4, label="1 / density"
+        )
+        axes.axhline(1, color="black", lw=1, label=DENSE)
+        for (height, width), color in _blocks(some).items():
+            block = [
+                row for row in some if (row["block_height"], row["block_width"]) == (height, width)
+            ]
+            for name, style in zip((OURS, *peers_in(block)), ("-", *_STYLES), strict=False):
+                # Peers have no product but the forward, some of them.
+                points = sorted(
+                    (row["density"], row["ratio"][name]) for row in block if name in row["ratio"]
+                )
+                marker = "o" if name == OURS else "."
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=color,
+                    linestyle=style,
+                    marker=marker,
+                    lw=2 if name == OURS else 1,
+                    label=f"{name} {height}×{width}",
+                )
+            goals = [(row["density"], row["goal"]) for row in block if row["goal"] is not None]
+            if goals:
+                axes.plot(*zip(*goals, strict=True), "_", color=color, ms=14, mew=2)
+        axes.set(xscale="log", yscale="log", xlabel="density", title=product)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(densities, [f"{d:g}" for d in densities])
+        _plain_numbers(axes)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def _plain_numbers(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.grid(alpha=0.3)
+
+
+def _roofline(rows: list[dict[str, Any]], about: dict[str, Any]) -> Figure:
+    """Useful flops a second over useful flops a byte, below what copying and dense products reach.
+
+    The roof is the best that nn.Linear reached in these rows.
+    """
+    bandwidth = about["copy_bytes_per_second"]
+    peak = max(_dense_gflops(row) for row in rows) / 1e3
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    intensity = [
+        row["useful_gflops"] * row["milliseconds"][OURS] * 1e6 / row["bytes"] for row in rows
+    ]
+    ends = (min(intensity) / 2, max(*intensity, 2 * peak * 1e12 / bandwidth))
+    ridge = peak * 1e12 / bandwidth
+    roof = sorted({ends[0], min(max(ridge, ends[0]), ends[1]), ends[1]})
+    axes.plot(
+        roof,
+        [min(peak, i * bandwidth / 1e12) for i in roof],
+        color="black",
+        label=f"copy {bandwidth / 1e12:.2f} TB/s, nn.Linear {peak:.3g} TF/s",
+    )
+    markers = dict(zip(PRODUCTS, "ovs", strict=False))
+    blocks = _blocks(rows)
+    shown = set()
+    for row, at in zip(rows, intensity, strict=True):
+        shape = (row["block_height"], row["block_width"])
+        label = f"{shape[0]}×{shape[1]}, {row['product']}"
+        axes.plot(
+            at,
+            row["useful_gflops"] / 1e3,
+            markers[row["product"]],
+            color=blocks[shape],
+            alpha=0.7,
+            label=None if label in shown else label,
+        )
+        shown.add(label)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="useful flop a byte that must be moved",
+        ylabel="useful TF/s",
+        title=f"Roofline, {_where(about)}",
+    )
+    _plain_numbers(axes)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _dense_gflops(row: dict[str, Any]) -> float:
+    flops: float = 2.0 * row["tokens"] * row["in_features"] * row["out_features"]
+    milliseconds: float = row["milliseconds"][DENSE]
+    return flops / milliseconds / 1e6

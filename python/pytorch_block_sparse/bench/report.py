@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from .contenders import DENSE, OURS
+from .problems import PRODUCTS
+
+
+def peers_in(rows: list[dict[str, Any]]) -> list[str]:
+    """Who but nn.Linear and this package was measured, in the order of the rows."""
+    names = dict.fromkeys(name for row in rows for name in row["ratio"])
+    return [name for name in names if name != OURS]
+
+
+def layer_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """One line a problem and product; ratios are nn.Linear's time over the contender's.
+
+    What misses a goal is red.
+    """
+    others = peers_in(rows)
+    decode = any(row["copy_fraction"] is not None for row in rows)
+    uneven = any(row["pattern"] != "even" for row in rows)
+    result = Table(title=title, title_justify="left")
+    for heading in ("in→out", "T", "block", "density", *(["pattern"] if uneven else []), "product"):
+        result.add_column(heading, no_wrap=True)
+    for heading in (
+        "dense ms",
+        "ours ms",
+        "ratio",
+        "goal",
+        "roofline",
+        *(["copy"] if decode else []),
+        *(["of even"] if uneven else []),
+        "GF/s",
+        *others,
+    ):
+        result.add_column(heading, justify="right")
+    for i, row in enumerate(rows):
+        cells = [
+            f"{row['in_features']}→{row['out_features']}",
+            str(row["tokens"]),
+            f"{row['block_height']}×{row['block_width']}",
+            f"{row['density']:g}",
+            *([row["pattern"]] if uneven else []),
+            row["product"],
+            f"{row['milliseconds'][DENSE]:.3f}",
+            f"{row['milliseconds'][OURS]:.3f}",
+            _judged(row["ratio"][OURS], row["goal"]),
+            _number(row["goal"]),
+            f"{row['roofline_fraction']:.0%}",
+            *([_judged(row["copy_fraction"], row["copy_goal"], "{:.0%}")] if decode else []),
+            *([_judged(row.get("even_ratio"), 1 / 1.2)] if uneven else []),
+            f"{row['useful_gflops']:.0f}",
+            *(_number(row["ratio"].get(name)) for name in others),
+        ]
+        last = i + 1 == len(rows) or _problem(rows[i + 1]) != _problem(row)
+        result.add_row(*cells, end_section=last and row["product"] == PRODUCTS[-1])
+    return result
+
+
+def model_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """One line for the dense model and for each density."""
+    result = Table(title=title, title_justify="left")
+    result.add_column("model", no_wrap=True)
+    for heading in (
+        "step ms",
+        "ratio",
+        "kernels ms saved",
+        "kept",
+        "peak MB",
+        "w + g + opt MB",
+        "of dense",
+        "of its layers",
+        "parameters M",
+    ):
+        result.add_column(heading, justify="right")
+    dense = rows[0]
+    for row in rows:
+        peak = row["peak_bytes"]
+        result.add_row(
+            row["name"],
+            f"{row['step_milliseconds']:.2f}",
+            f"{dense['step_milliseconds'] / row['step_milliseconds']:.2f}",
+            _number(row["kernel_milliseconds_saved"]),
+            _judged(row["gain_kept"], 0.85, "{:.0%}"),
+            "" if peak is None else f"{peak / 1e6:.0f}",
+            f"{row['state_bytes'] / 1e6:.0f}",
+            f"{row['state_bytes'] / dense['state_bytes']:.1%}",
+            f"{row['layer_state_bytes'] / dense['layer_state_bytes']:.1%}",
+            f"{row['parameters'] / 1e6:.1f}",
+        )
+    return result
+
+
+def _problem(row: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("in_features", "out_features", "tokens", "block_height", "block_width", "density")
+    return (*(row[name] for name in names), row["pattern"])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _judged(value: float | None, goal: float | None, form: str = "{:.2f}") -> str:
+    if value is None:
+        return ""
+    text = form.format(value)
+    return text if goal is None else f"[{'green' if value >= goal else 'red'}]{text}"
