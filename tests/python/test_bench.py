@@ -44,7 +44,7 @@ def test_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], dev
 
     about = content["about"]
     assert about["format"] == cli.FORMAT
-    assert about["device"] == device
+    assert about["device"].startswith(device)
     assert about["torch"] == torch.__version__
     assert about["command"].startswith("python -m pytorch_block_sparse bench --shapes 64x96")
     assert about["copy_bytes_per_second"] > 0
@@ -69,7 +69,7 @@ def test_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], dev
         assert row["roofline_fraction"] == pytest.approx(least / times[OURS])
         assert (row["copy_fraction"] is None) == (row["tokens"] > 64)
     first = content["results"][0]
-    assert contenders.BSR in first["ratio"]
+    assert device == "cuda" or contenders.BSR in first["ratio"]
     # 12 of 24 blocks of 256 float32, in the time of the product.
     stored = 12 * 256 * 4 / about["copy_bytes_per_second"]
     assert first["copy_fraction"] == pytest.approx(stored / first["milliseconds"][OURS] * 1e3)
@@ -182,8 +182,8 @@ def test_contenders_are_exact_on_integers(dtype: str, block: int, device: str) -
     operands = Operands(problem, DTYPES[dtype], torch.device(device))
     verifier = Verifier(operands)
     for name, contender in contenders.available(torch.device(device), None).items():
-        if name not in (DENSE, OURS, contenders.BSR, contenders.TRITON):
-            continue
+        if name not in (DENSE, OURS, contenders.TRITON) and device == "cuda":
+            continue  # what others can do is theirs
         offer = contender(operands)
         for product in offer.calls:
             verifier.check(name, product, offer)
@@ -354,6 +354,7 @@ def test_tokens_belong_to_a_shape_or_to_all() -> None:
         (["--densities", "half"], "'half' is not a density above 0 and at most 1"),
         (["--tokens", "-3"], "'-3' is not a positive number"),
         (["--products", "forwards"], "'forwards' is no product, expected forward, input gradient"),
+        (["--peers", "Triton"], "'Triton' is no peer, expected torch BSR, torch 2:4, plain"),
         (["--pattern", "odd"], "'odd' is no pattern, expected even, power-law, one-full-row"),
         (["--device", "meta"], "'meta' is not supported, expected cpu or cuda"),
         (["--device", "gpu"], "'gpu' is no device, expected cpu or cuda"),

@@ -24,6 +24,8 @@ from .problems import Operands
 Call = Callable[[int], Tensor]
 OURS, DENSE = "block_sparse", "nn.Linear"
 BSR, SEMI_STRUCTURED, TRITON = "torch BSR", "torch 2:4", "plain Triton"
+STK, BLKSPRS, LIBXSMM = "STK", "blksprs", "libxsmm"
+PEERS = (BSR, SEMI_STRUCTURED, TRITON, STK, BLKSPRS, LIBXSMM)
 _SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
@@ -58,13 +60,13 @@ def available(device: torch.device, libxsmm: Path | None) -> dict[str, Contender
             from .triton_peer import triton_peer
 
             found[TRITON] = triton_peer
-        for name, contender in (("stk", stk), ("blksprs", blksprs)):
-            if importlib.util.find_spec(name) is not None:
-                found[name.upper() if name == "stk" else name] = contender
+        for name, contender in ((STK, stk), (BLKSPRS, blksprs)):
+            if importlib.util.find_spec(name.lower()) is not None:
+                found[name] = contender
     elif libxsmm is not None:
         from .libxsmm import Libxsmm
 
-        found["libxsmm"] = Libxsmm(libxsmm).contender
+        found[LIBXSMM] = Libxsmm(libxsmm).contender
     return found
 
 

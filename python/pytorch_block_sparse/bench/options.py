@@ -7,12 +7,13 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from .. import _library
 from . import patterns, problems
+from .contenders import PEERS
 from .models import COMPILE, MODELS, SIZES
 from .problems import DTYPES, PRODUCTS, Problem
 
@@ -87,7 +88,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help=f"of {', '.join(patterns.PATTERNS)} (%(default)s)",
     )
     parser.add_argument("--seconds", type=float, help="of timing for each product")
-    parser.add_argument("--peers", type=_list(str), help="only these, as the table calls them")
+    parser.add_argument(
+        "--peers", type=_list(_peer), help=f"only these of {', '.join(PEERS)}; none"
+    )
     parser.add_argument("--libxsmm", type=Path, help="the driver that `make bench` builds")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--plots", type=Path, help="a folder for pictures (needs matplotlib)")
@@ -110,7 +113,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.device is None:
         usable = _library.cuda_missing is None and torch.cuda.is_available()
-        options.device = torch.device("cuda" if usable else "cpu")
+        options.device = _device("cuda" if usable else "cpu")
     try:
         options.problems = [] if options.model or options.read else list(_problems(options))
     except (OSError, ValueError) as error:
@@ -174,6 +177,12 @@ def _device(text: str) -> torch.device:
             raise argparse.ArgumentTypeError(f"cuda cannot be used: {_library.cuda_missing}")
         if not torch.cuda.is_available():
             raise argparse.ArgumentTypeError("cuda cannot be used: torch finds no GPU")
+        if device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        elif device.index >= torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not there, expected one of {torch.cuda.device_count()} GPUs"
+            )
     return device
 
 
@@ -219,9 +228,13 @@ def _choice(text: str, choices: tuple[str, ...], what: str) -> str:
     return text
 
 
-def _product(text: str) -> Any:
+def _peer(text: str) -> str:
+    return _choice(text, (*PEERS, "none"), "peer")
+
+
+def _product(text: str) -> str:
     return _choice(text, PRODUCTS, "product")
 
 
-def _pattern(text: str) -> Any:
+def _pattern(text: str) -> str:
     return _choice(text, patterns.PATTERNS, "pattern")

@@ -17,9 +17,11 @@ from .problems import Operands
 
 SIDES = (16, 32, 64, 128)
 # Side of a block -> tokens a tile, warps, stages: the best of a few on an H100 (bf16, T = 8192).
-SPMM = {16: (128, 4, 4), 32: (128, 4, 4), 64: (128, 4, 4), 128: (128, 8, 3)}
+SPMM = {16: (128, 4, 4), 32: (128, 4, 4), 64: (128, 8, 3), 128: (256, 8, 3)}
+# So many tiles of tokens run beside each other, for the L2.
+GROUP = 8
 # Side of a block -> tokens a step, warps, stages.
-SDDMM = {16: (128, 4, 4), 32: (128, 4, 4), 64: (64, 4, 4), 128: (64, 8, 4)}
+SDDMM = {16: (128, 4, 3), 32: (128, 4, 3), 64: (128, 4, 3), 128: (64, 8, 4)}
 
 
 @triton.jit
@@ -31,19 +33,24 @@ def _spmm(
     ids,
     bias,
     y,
+    lines,
     tokens,
     ldx,
     ldy,
     SIDE: tl.constexpr,
     TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One block row of y (tokens, out) = x Wᵀ + bias, or if TRANSPOSED block column of x W."""
-    line = tl.program_id(0)
-    # Next to each other run all lines of the same tokens, so that x stays in the L2.
-    t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    tiles = tl.cdiv(tokens, TOKENS)
+    group = tl.program_id(0) // (GROUP * lines)
+    in_group = tl.program_id(0) % (GROUP * lines)
+    width = tl.minimum(tiles - group * GROUP, GROUP)
+    line = in_group // width
+    t = (group * GROUP + in_group % width) * TOKENS + tl.arange(0, TOKENS)
     inside = t[:, None] < tokens
     side = tl.arange(0, SIDE)
     rows = t[:, None].to(tl.int64)
@@ -111,7 +118,7 @@ def spmm(
     lines = pointers.numel() - 1
     y = x.new_empty(tokens, lines * side)
     tile, warps, stages = _fitting(SPMM[side], x.dtype)
-    _spmm[(lines, triton.cdiv(tokens, tile))](
+    _spmm[(lines * triton.cdiv(tokens, tile),)](
         x,
         values,
         pointers,
@@ -119,11 +126,13 @@ def spmm(
         ids,
         bias,
         y,
+        lines,
         tokens,
         x.stride(0),
         y.stride(0),
         SIDE=side,
         TOKENS=tile,
+        GROUP=GROUP,
         TRANSPOSED=transposed,
         HAS_BIAS=bias is not None,
         PRECISION=_precision(),
@@ -184,9 +193,10 @@ def triton_peer(o: Operands) -> Offer:
 
 
 def _fitting(config: tuple[int, int, int], dtype: torch.dtype) -> tuple[int, int, int]:
-    """The configuration with half the tile and fewer stages where elements take 4 bytes."""
+    """The configuration, with smaller tiles and fewer stages where elements take 4 bytes, so that
+    they fit into the shared memory of a multiprocessor."""
     tile, warps, _ = config
-    return config if dtype.itemsize == 2 else (tile // 2, warps, 2)
+    return config if dtype.itemsize == 2 else (min(tile // 2, 64), warps, 2)
 
 
 def _precision() -> str:
