@@ -10,9 +10,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._validation import as_count, as_pair, check_floating, check_shape, describe, is_integer
+from ._validation import (
+    as_count,
+    as_pair,
+    check_dense,
+    check_floating,
+    check_generator,
+    check_shape,
+    describe,
+    is_integer,
+)
 from .density import block_grid
-from .pattern import check_positions, draw_pattern
+from .pattern import check_inside, check_positions, draw_pattern
 
 Self = TypeVar("Self", bound="BlockMatrix")
 
@@ -126,6 +135,7 @@ class BlockMatrix(nn.Module):
             ValueError: if both `n_blocks` and `blocks` are given, a count or position is outside
                 the grid, or a position is given twice.
         """
+        check_generator(generator)
         block_shape = as_pair(block_shape, "block_shape")
         grid = block_grid(as_pair(shape, "shape"), block_shape)
         if n_blocks is not None and blocks is not None:
@@ -208,6 +218,7 @@ class BlockMatrix(nn.Module):
         del slow
         if not isinstance(dense, Tensor) or dense.ndim != 2:
             raise ValueError(f"dense is {describe(dense)}, expected a tensor (X, Y)")
+        check_dense(dense, "dense")
         if dense.is_meta:
             raise ValueError("dense is on the meta device, which holds no data")
         check_floating(dense.dtype, "the dtype of dense")
@@ -227,6 +238,8 @@ class BlockMatrix(nn.Module):
                 mask = torch.ones(grid, dtype=torch.bool, device="cpu")
             make: Callable[..., Self] = cls
             out = make(dense.shape, mask, None, block_shape, device=dense.device, dtype=dense.dtype)
+        elif not isinstance(out, BlockMatrix):
+            raise TypeError(f"out is {describe(out)}, expected a block-sparse matrix to fill")
         elif dense.shape != out.shape:
             raise ValueError(
                 f"dense is {describe(dense)}, expected the shape of out, {tuple(out.shape)}"
@@ -264,12 +277,17 @@ class BlockMatrix(nn.Module):
         )
 
     def block_mask_build(self, block_positions: Tensor | None = None) -> Tensor:
-        """(R, C) bool: True at the stored blocks, or at `block_positions`, (2, k) ints."""
+        """(R, C) bool: True at the stored blocks, or at `block_positions`, (2, k) ints.
+
+        Raises:
+            ValueError: if `block_positions` is something else, or outside the grid.
+        """
         if block_positions is None:
-            block_positions = self.build_coo_block_index()
-        rows, cols = block_positions.long()
-        mask = torch.zeros(self._grid, dtype=torch.bool, device=block_positions.device)
-        mask[rows, cols] = True
+            positions = self.build_coo_block_index().long()
+        else:
+            positions = _as_positions(block_positions, self._grid)
+        mask = torch.zeros(self._grid, dtype=torch.bool, device=positions.device)
+        mask[positions[0], positions[1]] = True
         return mask
 
     def block_norm(self, p: float = 2) -> Tensor:
@@ -345,7 +363,7 @@ def largest_blocks(dense: Tensor, block_shape: tuple[int, int], block_count: int
 
 def _mask_of(blocks: Iterable[Sequence[int]], grid: tuple[int, int]) -> Tensor:
     """The mask (R, C) of a list of (row, column)."""
-    blocks = list(blocks)
+    blocks = list(blocks) if isinstance(blocks, Iterable) else blocks
     try:
         positions = [tuple(map(_whole, block)) for block in blocks]
     except TypeError:
@@ -359,6 +377,18 @@ def _mask_of(blocks: Iterable[Sequence[int]], grid: tuple[int, int]) -> Tensor:
     mask = torch.zeros(grid, dtype=torch.bool, device="cpu")
     mask[rows, cols] = True
     return mask
+
+
+def _as_positions(positions: object, grid: tuple[int, int]) -> Tensor:
+    """Rows and columns (2, k) as int64; a place may come more than once."""
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or not is_integer(positions):
+        raise ValueError(
+            f"block_positions is {describe(positions)}, expected a tensor of ints (2, k)"
+        )
+    check_shape(positions, (2, positions.shape[1]), "block_positions", "(row and column, k)")
+    rows, cols = positions.cpu().long()
+    check_inside(rows, cols, grid)
+    return positions.long()
 
 
 def _whole(value: Any) -> int:

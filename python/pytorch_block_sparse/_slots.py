@@ -220,9 +220,9 @@ class SlotStorage(BlockMatrix):
             (g,) int64 on the CPU: the slots of the new blocks.
 
         Raises:
-            ValueError: in one sentence, for indices that are not whole numbers, a place that is
-                outside or taken, a block that does not exist, or more blocks than slots. The
-                matrix is then as it was.
+            ValueError, TypeError: in one sentence, for indices that are not whole numbers, a place
+                that is outside or taken, a block that does not exist, more blocks than slots, or
+                values that are no dense tensor of that shape. The matrix is then as it was.
             NotImplementedError: if the values are distributed (FSDP).
         """
         self._require_pattern()
@@ -237,6 +237,8 @@ class SlotStorage(BlockMatrix):
         check_shape(cols, (g,), "cols", "of rows")
         if values is not None:
             check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
+            if values.is_meta:
+                raise ValueError("values is on the meta device, which holds no data")
         keep = torch.ones(n, dtype=torch.bool, device="cpu")
         keep[drop] = False
         kept_slots = self._slots_of_blocks().cpu().long()[keep]

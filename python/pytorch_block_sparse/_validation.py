@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numbers
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -55,17 +56,17 @@ def as_indices(value: object, name: str) -> Tensor:
 
 def as_pair(value: object, name: str) -> tuple[int, int]:
     """Two positive ints from a pair, or from one int for both."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if is_int(value):
         value = (value, value)
     items: list[Any] = list(value) if isinstance(value, Iterable) else []
-    if len(items) != 2 or not all(_is_int(item) and item >= 1 for item in items):
+    if len(items) != 2 or not all(is_int(item) and item >= 1 for item in items):
         raise ValueError(f"{name} is {describe(value)}, expected two ints of at least 1")
     return int(items[0]), int(items[1])
 
 
 def as_count(value: object, name: str, limit: int, limit_name: str) -> int:
     """An int in [1, limit]."""
-    if not _is_int(value) or not 1 <= value <= limit:  # type: ignore[operator]
+    if not is_int(value) or not 1 <= value <= limit:  # type: ignore[operator]
         raise ValueError(f"{name} is {describe(value)}, expected 1 to {limit} ({limit_name})")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
@@ -80,7 +81,9 @@ def check_floating(dtype: torch.dtype, name: str) -> None:
 
 
 def check_shape(tensor: Tensor, shape: Sequence[int], name: str, meaning: str) -> None:
-    """Raises ValueError unless `tensor` has exactly `shape`; `meaning` names its dimensions."""
+    """Raises TypeError unless `tensor` is a dense one, ValueError unless it has exactly `shape`,
+    whose dimensions `meaning` names."""
+    check_dense(tensor, name)
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(
             f"{name} is {describe(tensor)}, expected the shape {tuple(shape)} {meaning}"
@@ -107,8 +110,28 @@ def as_mask(mask: object, shape: tuple[int, int], name: str) -> Tensor:
     return mask
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_int(value: object) -> bool:
+    """Whether a value is a whole number, of Python or NumPy; truth values are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a number, of Python or NumPy, above 0 and at most 1."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and 0.0 < float(value) <= 1.0  # type: ignore[arg-type]
+
+
+def check_generator(generator: object) -> None:
+    """Raises TypeError or ValueError unless `generator` is None or a generator of the CPU."""
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator is {describe(generator)}, expected a torch.Generator or None")
+    if generator.device.type != "cpu":
+        raise ValueError(
+            f"generator is on {generator.device}, expected a CPU generator: all is drawn on the "
+            "CPU, to be the same on every device"
+        )
 
 
 def is_distributed(tensor: Any) -> bool:

@@ -17,9 +17,11 @@ from ._validation import (
     as_mask,
     check_features,
     check_floating,
+    check_generator,
     check_shape,
     describe,
     is_distributed,
+    is_int,
 )
 from .emulator import BlockSparseMatrixEmulator
 from .pattern import check_pattern_name
@@ -83,10 +85,12 @@ class BlockSparseMatrix(SlotStorage):
             n_blocks = as_count(n_blocks, "n_blocks", r * c, f"{r} x {c} blocks")
             check_pattern_name(pattern)
         slots = n_blocks if slots is None else slots
-        if not isinstance(slots, int) or not n_blocks <= slots < 2**31:
+        if not is_int(slots) or not n_blocks <= slots < 2**31:
             raise ValueError(
-                f"slots is {describe(slots)}, expected at least the {n_blocks} stored blocks"
+                f"slots is {describe(slots)}, expected an int of at least the {n_blocks} stored "
+                f"blocks and below {2**31}"
             )
+        slots = int(slots)
         if data is not None:
             check_shape(data, (n_blocks, *self.block_shape), "data", "(blocks, h, w)")
             device = data.device if device is None else device
@@ -119,6 +123,7 @@ class BlockSparseMatrix(SlotStorage):
         stored this is how `torch.nn.Linear` starts. Drawn on the CPU, so that a seed gives the
         same values on every device and rank. On the meta device nothing happens.
         """
+        check_generator(generator)
         if self.values.is_meta:
             return
         if not self._ready:
@@ -243,7 +248,8 @@ class BlockSparseMatrix(SlotStorage):
                 f"as many as bsr of shape {tuple(bsr.shape)} has"
             )
         crow, col = (
-            index.to(torch.int32, copy=True) for index in (bsr.crow_indices(), bsr.col_indices())
+            _as_int32(getattr(bsr, name)(), f"{name} of bsr")
+            for name in ("crow_indices", "col_indices")
         )
         ids = torch.arange(n, dtype=torch.int32, device=crow.device)
         matrix._register(values, crow, col, ids)
@@ -316,6 +322,15 @@ class BlockSparseMatrix(SlotStorage):
         slots = "" if self.slots == self._n_blocks else f", slots={self.slots}"
         unset = "" if self._ready else ", no pattern yet"
         return f"{tuple(self.shape)}, block_shape={self.block_shape}, {pattern}{slots}{unset}"
+
+
+def _as_int32(index: Tensor, name: str) -> Tensor:
+    """A copy of an index tensor; torch's are int64 mostly, and cut to size would seem right."""
+    copy = index.to(torch.int32, copy=True)
+    cut = copy != index
+    if bool(cut.any()):
+        raise ValueError(f"{name} has {int(index[cut][0])}, expected at most {2**31 - 1}")
+    return copy
 
 
 def copy_into(parameter: nn.Parameter, whole: Tensor) -> None:

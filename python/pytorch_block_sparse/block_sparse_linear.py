@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import functional
 from ._matrix_api import largest_blocks
 from ._products import ACTIVATIONS
-from ._validation import as_mask, as_pair, describe
+from ._validation import as_mask, as_pair, check_generator, describe, is_int, is_share
 from .block_sparse import BlockSparseMatrix, copy_into
 from .density import block_grid
 from .pattern import block_count_of
@@ -95,17 +95,15 @@ class BlockSparseLinear(nn.Module):
                     f"{device}, expected 'meta'"
                 )
         for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(size, int) or size < 1:
+            if not is_int(size) or size < 1:
                 raise ValueError(f"BlockSparseLinear invalid {name}={size}, should be at least 1")
-        if (
-            isinstance(density, bool)
-            or not isinstance(density, (int, float))
-            or not 0 < density <= 1
-        ):
+        if not is_share(density):
             raise ValueError(
-                f"BlockSparseLinear invalid density={density}, expected above 0 and at most 1"
+                f"BlockSparseLinear invalid density={density}, expected a number above 0 and at "
+                "most 1"
             )
-        if activation not in ACTIVATIONS:
+        check_generator(generator)
+        if activation not in tuple(ACTIVATIONS):  # it may be something that has no hash
             raise ValueError(
                 f"activation is {activation!r}, expected one of "
                 + ", ".join(map(repr, ACTIVATIONS))
@@ -113,13 +111,13 @@ class BlockSparseLinear(nn.Module):
         if preactivation not in ("save", "recompute"):
             raise ValueError(f"preactivation is {preactivation!r}, expected 'save' or 'recompute'")
         self.verbose = verbose
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = int(in_features)
+        self.out_features = int(out_features)
         self.block_shape = as_pair(block_shape, "block_shape")
         self.activation = activation
         self.preactivation = preactivation
-        grid = block_grid((out_features, in_features), self.block_shape)
-        count = block_count_of(density, grid)
+        grid = block_grid((self.out_features, self.in_features), self.block_shape)
+        count = block_count_of(float(density), grid)
         if isinstance(pattern, Tensor):
             mask: Tensor | None = as_mask(pattern, grid, "pattern")
             pattern = None
@@ -131,7 +129,7 @@ class BlockSparseLinear(nn.Module):
             block_shape=self.block_shape,
             n_blocks=count,
             slots=slots,
-            pattern=pattern or "random",
+            pattern="random" if pattern is None else pattern,
             device=device,
             dtype=dtype,
         )
@@ -166,7 +164,12 @@ class BlockSparseLinear(nn.Module):
             dense: the layer, which is not changed.
             density: share of blocks to keep, by default those of largest norm.
             options: `block_shape`, `pattern` and the other options of the class.
+
+        Raises:
+            TypeError: if `dense` is something else.
         """
+        if not isinstance(dense, nn.Linear):
+            raise TypeError(f"dense is {describe(dense)}, expected a torch.nn.Linear")
         return cls(0, 0, density=density, torch_nn_linear=dense, **options)
 
     @torch.no_grad()
@@ -242,15 +245,15 @@ class BlockSparseLinear(nn.Module):
 
 
 def _largest_blocks(
-    pattern: str | None, dense: nn.Linear | None, block_shape: tuple[int, int], count: int
+    pattern: object, dense: nn.Linear | None, block_shape: tuple[int, int], count: int
 ) -> Tensor | None:
     """The mask (R, C) of pattern "magnitude", which None means where there are values to look at;
     None for a pattern that is to be drawn."""
-    if pattern not in (None, "magnitude"):
+    if pattern is not None and not (isinstance(pattern, str) and pattern == "magnitude"):
         return None
     if dense is not None and not dense.weight.is_meta:
         return largest_blocks(dense.weight, block_shape, count)
-    if pattern == "magnitude":
+    if pattern is not None:
         raise ValueError(
             f"torch_nn_linear is {dense}, expected a layer with values to look at, which pattern "
             "'magnitude' needs"
@@ -265,6 +268,7 @@ class PseudoBlockSparseLinear(nn.Module):
         block_sparse_linear: the layer to copy; it is not changed.
 
     Raises:
+        TypeError: for anything else.
         ValueError: if the layer is on the meta device, and so has neither values nor a pattern.
 
     Attributes:
@@ -279,6 +283,11 @@ class PseudoBlockSparseLinear(nn.Module):
 
     def __init__(self, block_sparse_linear: BlockSparseLinear) -> None:
         super().__init__()
+        if not isinstance(block_sparse_linear, BlockSparseLinear):
+            raise TypeError(
+                f"block_sparse_linear is {describe(block_sparse_linear)}, expected a "
+                "BlockSparseLinear"
+            )
         matrix = block_sparse_linear.weight
         if matrix.values.is_meta:
             raise ValueError(

@@ -183,6 +183,8 @@ def _check_values(
             f"{prefix}values is {describe(values)}, expected a floating tensor of shape "
             f"({slots}, {block_shape[0]}, {block_shape[1]})"
         )
+    if values.is_meta:
+        raise ValueError(f"{prefix}values is on the meta device, which holds no data")
     if assign and (values.dtype not in FLOATING or not values.is_contiguous()):
         raise ValueError(
             f"{prefix}values is {describe(values)} of strides {values.stride()}, expected with "

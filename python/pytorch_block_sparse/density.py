@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ._validation import is_share
+
 DENSITY_RULES = ("uniform", "erk")
 
 
@@ -92,6 +94,5 @@ def density_of(count: int, limit: int) -> float:
 
 def check_density(density: object) -> None:
     """Raises ValueError unless `density` is a number in (0, 1]."""
-    is_number = isinstance(density, (int, float)) and not isinstance(density, bool)
-    if not is_number or not 0.0 < float(density) <= 1.0:  # type: ignore[arg-type]
+    if not is_share(density):
         raise ValueError(f"density is {density!r}, expected a number above 0 and at most 1")

@@ -75,7 +75,8 @@ def linear(
     was traced.
 
     Raises:
-        TypeError: `x` or `bias` is no tensor, or not a dense one; `weight` is no block-sparse one.
+        TypeError: `x` or `bias` is no tensor, or not a dense one; `weight` is no block-sparse one;
+            `activation` is no name.
         ValueError: `x` has another number of features than the weight, or `preactivation` is
             unknown.
         RuntimeError: a dtype, a shape or the index does not fit; the sentence says which.
@@ -84,6 +85,8 @@ def linear(
         raise TypeError(f"weight is {describe(weight)}, expected a BlockSparseMatrix")
     if bias is not None:
         check_dense(bias, "bias")
+    if not isinstance(activation, str):
+        raise TypeError(f"activation is {describe(activation)}, expected a name such as 'none'")
     return linear_of(x, weight.values, weight.index, weight.shape, bias, activation, preactivation)
 
 

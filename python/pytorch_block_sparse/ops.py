@@ -45,25 +45,33 @@ _OPERATORS = (
 _register_fake: Callable[[str], Callable[[_Kernel], _Kernel]] = torch.library.register_fake
 
 
-def _check_pair(
-    first: Tensor, first_name: str, second: Tensor, second_name: str, index: Sequence[Tensor] = ()
-) -> None:
-    """One dtype and one device.
+def _check_devices(**tensors: Tensor | Sequence[Tensor] | None) -> None:
+    """One device for all, in the order of the names.
 
     One meta tensor among the arguments is enough to get here instead of into a real kernel, and the
     result would be memory that nobody has written.
     """
-    for name, tensor in ((second_name, second), *(("index", part) for part in index)):
-        if tensor.device != first.device:
+    (first_name, first), *others = tensors.items()
+    assert isinstance(first, Tensor)
+    for name, value in others:
+        for tensor in (value,) if isinstance(value, Tensor) else value or ():
+            if tensor.device != first.device:
+                raise RuntimeError(
+                    f"{name} is on {tensor.device}, {first_name} on {first.device}; expected the "
+                    "same device"
+                )
+
+
+def _check_dtypes(**tensors: Tensor | None) -> None:
+    """One dtype for all, in the order of the names."""
+    (first_name, first), *others = tensors.items()
+    assert first is not None
+    for name, tensor in others:
+        if tensor is not None and tensor.dtype != first.dtype:
             raise RuntimeError(
-                f"{name} is on {tensor.device}, {first_name} on {first.device}; expected the same "
-                "device"
+                f"{name} has dtype {tensor.dtype}, {first_name} has {first.dtype}; expected the "
+                "same"
             )
-    if first.dtype != second.dtype:
-        raise RuntimeError(
-            f"{second_name} has dtype {second.dtype}, {first_name} has {first.dtype}; "
-            "expected the same"
-        )
 
 
 @_register_fake("block_sparse::linear")
@@ -76,7 +84,8 @@ def _(
     activation: str = "none",
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_pair(x, "x", values, "values", index)
+    _check_devices(x=x, values=values, index=index, bias=bias)
+    _check_dtypes(x=x, values=values, bias=bias)
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -90,7 +99,8 @@ def _(
     activation: str,
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    _check_pair(x, "x", values, "values", index)
+    _check_devices(x=x, values=values, index=index, bias=bias)
+    _check_dtypes(x=x, values=values, bias=bias)
     shape = (*x.shape[:-1], out_features)
     return x.new_empty(shape), x.new_empty(shape)
 
@@ -103,7 +113,8 @@ def _(
     in_features: int,
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_pair(grad, "grad", values, "values", index)
+    _check_devices(grad=grad, values=values, index=index)
+    _check_dtypes(grad=grad, values=values)
     return grad.new_empty((*grad.shape[:-1], in_features))
 
 
@@ -118,7 +129,8 @@ def _(
     out_dtype: torch.dtype | None = None,
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_pair(grad, "grad", x, "x", index)
+    _check_devices(grad=grad, x=x, index=index)
+    _check_dtypes(grad=grad, x=x)
     return grad.new_empty((slots, block_height, block_width), dtype=out_dtype)
 
 
@@ -130,7 +142,8 @@ def _(
     index: Sequence[Tensor],
     allow_tf32: bool = False,
 ) -> None:
-    _check_pair(grad, "grad", x, "x", index)
+    _check_devices(grad=grad, x=x, index=index, accumulator=accumulator)
+    _check_dtypes(grad=grad, x=x)
 
 
 @_register_fake("block_sparse::block_norms")
@@ -141,7 +154,8 @@ def _(
     block_width: int,
     allow_tf32: bool = False,
 ) -> Tensor:
-    _check_pair(grad, "grad", x, "x")
+    _check_devices(grad=grad, x=x)
+    _check_dtypes(grad=grad, x=x)
     rows = (grad.shape[-1] + block_height - 1) // block_height
     cols = (x.shape[-1] + block_width - 1) // block_width
     dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
@@ -152,13 +166,14 @@ def _(
 def _(
     crow_indices: Tensor, col_indices: Tensor, block_ids: Tensor, slots: int, block_cols: int
 ) -> None:
-    return None
+    _check_devices(crow_indices=crow_indices, col_indices=col_indices, block_ids=block_ids)
 
 
 @_register_fake("block_sparse::pattern_transpose")
 def _(
     crow_indices: Tensor, col_indices: Tensor, block_ids: Tensor, block_cols: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(crow_indices=crow_indices, col_indices=col_indices, block_ids=block_ids)
     return (
         crow_indices.new_empty((block_cols + 1,)),
         torch.empty_like(col_indices),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._validation import as_count, as_mask, describe
+from ._validation import as_count, as_mask, check_generator, describe
 
 PATTERNS = ("random", "balanced", "diagonal+random", "butterfly")
 """The patterns that `draw_pattern` knows by name."""
@@ -60,19 +60,17 @@ def draw_pattern(
 
     Raises:
         ValueError: for an unknown name, a mask without a block or of another shape, a count that
-            is outside [1, R·C] or too small for the diagonal of the pattern.
-        TypeError: for a pattern that is neither a name nor a boolean tensor.
+            is outside [1, R·C] or too small for the diagonal of the pattern, a generator of
+            another device.
+        TypeError: for a pattern that is neither a name nor a boolean tensor, or a generator that
+            is none.
     """
     if not isinstance(pattern, str):
         return as_mask(pattern, grid, "pattern")
     check_pattern_name(pattern)
     rows, cols = grid
     as_count(block_count, "block_count", rows * cols, f"a grid of {rows} x {cols} blocks")
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(
-            f"generator is on {generator.device}, expected a CPU generator: patterns are drawn on "
-            "the CPU, to be the same on every device"
-        )
+    check_generator(generator)
     if pattern == "balanced":
         return _balanced(rows, cols, block_count, generator)
     if pattern == "butterfly":
@@ -88,7 +86,7 @@ def draw_pattern(
 
 def check_pattern_name(pattern: object) -> None:
     """Raises ValueError unless `pattern` is one of `PATTERNS`."""
-    if pattern not in PATTERNS:
+    if not isinstance(pattern, str) or pattern not in PATTERNS:
         raise ValueError(
             f"pattern is {describe(pattern)}, expected a boolean block mask or one of "
             + ", ".join(repr(name) for name in PATTERNS)
@@ -192,9 +190,8 @@ def index_of(
     return crow, col, ids
 
 
-def check_positions(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Raises ValueError if a position (rows[i], cols[i]), int64 on the CPU, is outside the grid
-    or taken twice; returns the order (n,) that sorts them by row, then column."""
+def check_inside(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> None:
+    """Raises ValueError if a position (rows[i], cols[i]), int64 on the CPU, is outside the grid."""
     for name, values, limit in (("row", rows, grid[0]), ("column", cols, grid[1])):
         outside = ((values < 0) | (values >= limit)).nonzero()
         if outside.numel():
@@ -203,6 +200,12 @@ def check_positions(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> Tensor
                 f"Block position ({int(rows[i])},{int(cols[i])}) is outside the grid of "
                 f"{grid[0]} x {grid[1]} blocks: expected a {name} of 0 to {limit - 1}"
             )
+
+
+def check_positions(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Raises ValueError if a position (rows[i], cols[i]), int64 on the CPU, is outside the grid
+    or taken twice; returns the order (n,) that sorts them by row, then column."""
+    check_inside(rows, cols, grid)
     flat, order = (rows * grid[1] + cols).sort()
     twice = (flat[1:] == flat[:-1]).nonzero()
     if twice.numel():

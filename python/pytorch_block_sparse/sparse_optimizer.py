@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._optimizer_state import clear_slots
-from ._validation import describe
+from ._validation import check_generator, describe, is_share
 from .block_sparse import BlockSparseMatrix
 
 __all__ = ["MagnitudeSparseOptimizerStrategy", "SparseOptimizer", "SparseOptimizerStrategy"]
@@ -48,9 +50,11 @@ class MagnitudeSparseOptimizerStrategy(SparseOptimizerStrategy):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not 0.0 <= cleanup_ratio <= 1.0:
+        if cleanup_ratio != 0 and not is_share(cleanup_ratio):
             raise ValueError(f"cleanup_ratio is {cleanup_ratio!r}, expected 0 to 1")
         _check_distribution(new_coefficients_distribution)
+        _check_scale(new_coefficients_scale)
+        check_generator(generator)
         self.cleanup_ratio = cleanup_ratio
         self.new_coefficients_distribution = new_coefficients_distribution
         self.new_coefficients_scale = new_coefficients_scale
@@ -129,6 +133,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             "new_coefficients_scale": new_coefficients_scale,
             "new_coefficients_distribution": new_coefficients_distribution,
         }
+        check_generator(generator)
         self.attached_optimizers: list[torch.optim.Optimizer] = []
         self.generator = generator
         super().__init__([{"sparse_objects": sparse_objects}], defaults)
@@ -166,13 +171,15 @@ class SparseOptimizer(torch.optim.Optimizer):
                 + ", ".join(sorted(self.allowed_keys))
             )
         group = {**self.defaults, **param_group}
-        if not 0.0 < group["lr"] <= 1.0:
+        if not is_share(group["lr"]):
             raise ValueError(f"Invalid learning rate: {group['lr']}, expected above 0 to 1")
         if group["method"] not in self.METHODS:
             raise ValueError(f"Invalid Method {group['method']}, expected one of {self.METHODS}")
         _check_distribution(group["new_coefficients_distribution"])
+        _check_scale(group["new_coefficients_scale"])
         objects = group["sparse_objects"]
-        objects = [objects] if isinstance(objects, nn.Module) else list(objects)
+        several = isinstance(objects, Iterable) and not isinstance(objects, nn.Module)
+        objects = list(objects) if several else [objects]
         for item in objects:
             if not isinstance(item, BlockSparseMatrix):
                 raise TypeError(
@@ -259,4 +266,11 @@ def _check_distribution(name: str) -> None:
         raise ValueError(
             f"Invalid new coefficients distribution {name}, expected one of "
             f"{SparseOptimizer.COEFFICIENTS_DISTRIBUTION}"
+        )
+
+
+def _check_scale(scale: object) -> None:
+    if not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+        raise ValueError(
+            f"new_coefficients_scale is {describe(scale)}, expected a number that is finite"
         )

@@ -47,7 +47,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "density 0": (
         lambda: Linear(32, 32, density=0.0),
         ValueError,
-        "BlockSparseLinear invalid density=0.0, expected above 0 and at most 1",
+        "BlockSparseLinear invalid density=0.0, expected a number above 0 and at most 1",
     ),
     "density above 1": (lambda: Linear(32, 32, density=1.5), ValueError, "invalid density=1.5"),
     "density below 0": (lambda: Linear(32, 32, density=-0.1), ValueError, "invalid density=-0.1"),
@@ -136,7 +136,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "too few slots": (
         lambda: Linear(64, 64, density=1.0, slots=3),
         ValueError,
-        "slots is 3 (int), expected at least the 4 stored blocks",
+        "slots is 3 (int), expected an int of at least the 4 stored blocks",
     ),
     "slots no int": (lambda: Linear(64, 64, slots="many"), ValueError, "slots is 'many' (str)"),
     "dtype int": (
@@ -342,7 +342,7 @@ CONSTRUCTION: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-class FakeGenerator:
+class FakeGenerator(torch.Generator):
     device = torch.device("cuda")
 
 

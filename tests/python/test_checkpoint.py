@@ -201,6 +201,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "values of fewer slots than the index": ({"values": lambda t: t[:3]}, "of shape (3,)"),
     "values are sparse": ({"values": lambda t: t.to_sparse()}, "expected a floating tensor"),
+    "values are on meta": (
+        {"values": lambda t: t.to("meta")},
+        "weight.values is on the meta device, which holds no data",
+    ),
 }
 
 

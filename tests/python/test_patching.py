@@ -352,6 +352,10 @@ def _integer() -> nn.Module:
     return model
 
 
+def _float8() -> nn.Module:
+    return nn.ModuleDict({"head": nn.Linear(32, 64).to(torch.float8_e4m3fn)})
+
+
 def _sparse() -> nn.Module:
     return nn.ModuleDict({"head": BlockSparseLinear(32, 64)})
 
@@ -373,7 +377,8 @@ def _of(module: nn.Module) -> Any:
         ),
         (_hooked, "Cannot patch head: it has hooks"),
         (_parametrized, "Cannot patch head: .*subclass of Linear"),
-        (_integer, "Cannot patch head: its weight is torch.int8"),
+        (_integer, "Cannot patch head: its weight is torch.int8, expected float32, float64, bf"),
+        (_float8, "Cannot patch head: its weight is torch.float8_e4m3fn, expected float32"),
         (_sparse, "Cannot patch head: it is block-sparse already"),
     ],
 )

@@ -55,9 +55,9 @@ class LayerConfig:
         object.__setattr__(self, "block_shape", as_pair(self.block_shape, "block_shape"))
         if isinstance(self.pattern, str):
             _check_choice("pattern", self.pattern, PATTERNS)
-            if self.density is None:
-                object.__setattr__(self, "density", 0.5)
-            check_density(self.density)
+            density = 0.5 if self.density is None else self.density
+            check_density(density)
+            object.__setattr__(self, "density", float(density))
         else:
             self._check_masks()
         _check_choice("density_rule", self.density_rule, DENSITY_RULES)

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from .._validation import FLOATING
 from ..block_sparse_linear import BlockSparseLinear, PseudoBlockSparseLinear
 from ..density import block_grid, density_of
 from ..functional import Activation
@@ -40,8 +41,10 @@ def refusal(module: nn.Module) -> str | None:
             "its weight is not a plain Parameter (parametrized, quantized, sharded or wrapped): "
             "patch the model before that"
         )
-    if not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}, expected a floating-point dtype"
+    if module.weight.dtype not in FLOATING:
+        return (
+            f"its weight is {module.weight.dtype}, expected float32, float64, bfloat16 or float16"
+        )
     if _has_hooks(module):
         return "it has hooks, which would be lost: remove them, patch, and add them again"
     return None

@@ -66,7 +66,8 @@ class BlockSparseModelPatcher:
 
     def __init__(self, *, exclude: str | Iterable[str] = (), fuse_activation: bool = False) -> None:
         self._patterns: list[tuple[re.Pattern[str], LayerConfig]] = []
-        expressions = [exclude] if isinstance(exclude, str) else list(exclude)
+        several = isinstance(exclude, Iterable) and not isinstance(exclude, str)
+        expressions = list(exclude) if several else [exclude]
         self._exclude = [_compiled(expression, "exclude") for expression in expressions]
         self._fuse_activation = fuse_activation
 
@@ -89,7 +90,11 @@ class BlockSparseModelPatcher:
 
         Returns:
             One `{"regexp": name with special characters escaped, "layer": module}` a layer.
+
+        Raises:
+            TypeError: if `model` is no module.
         """
+        _check_module(model)
         holders = _parameter_holders(model)
         return [
             {"regexp": re.escape(name), "layer": module}
@@ -115,8 +120,7 @@ class BlockSparseModelPatcher:
             ValueError: "Cannot patch <name>: …" if a mask has the wrong shape or no block, or a
                 pattern does not fit; or if an activation can't be fused.
         """
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is {describe(model)}, expected a torch.nn.Module")
+        _check_module(model)
         before = sum(parameter.numel() for parameter in model.parameters())
         plan = self._plan(model)
         if not plan:
@@ -218,6 +222,11 @@ class _Swaps:
             setattr(owner, attribute, old)
 
         self._undo.append(undo)
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {describe(model)}, expected a torch.nn.Module")
 
 
 def _compiled(expression: object, what: str) -> re.Pattern[str]:
