@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import RobertaForMaskedLM
 
 from examples.demo import text
 from examples.demo.__main__ import main
-from examples.demo.models import make_sparse
+from examples.demo.models import build_twins
 from examples.demo.sizes import SIZES
+from examples.demo.training import PHASES, train
 
 
 def write_files(folder: Path, count: int) -> Path:
@@ -46,12 +47,25 @@ def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "whole step, ms" in shown
 
 
-def test_roberta_goes_from_84_to_68_million() -> None:
-    model = RobertaForMaskedLM(SIZES["roberta"].model_config())
-    dense = sum(p.numel() for p in model.parameters())
-    make_sparse(model, 0.5, 32)
-    sparse = sum(p.numel() for p in model.parameters())
-    assert (round(dense / 1e6), round(sparse / 1e6)) == (84, 68)
+def test_roberta_goes_from_84_to_68_million_and_takes_a_step(tmp_path: Path) -> None:
+    """The model and the step of `make demo SIZE=roberta`, on fewer tokens."""
+    size = replace(
+        SIZES["roberta"], sequence_length=32, batch_size=2, steps=1, held_out_sequences=2
+    )
+    raw = text.load(write_files(tmp_path, 60))
+    corpus = text.tokenize(raw, size.model_config().vocab_size, size.sequence_length)
+    dense, sparse, patched = build_twins(size, corpus, 0.5, 32)
+    assert (round(dense.parameters() / 1e6), round(sparse.parameters() / 1e6)) == (84, 68)
+    assert len(patched) == 18  # three layers in each of six
+    before = [parameter.detach().clone() for parameter in sparse.model.parameters()]
+    train([dense, sparse], size, corpus, 0, lambda step: None)
+    for twin in (dense, sparse):
+        assert math.isfinite(twin.losses[0])
+        assert all(twin.milliseconds[0][phase] > 0 for phase in PHASES)
+        assert 16 * twin.parameters() <= twin.training_bytes() < 16.2 * twin.parameters()
+    for (name, parameter), old in zip(sparse.model.named_parameters(), before, strict=True):
+        assert parameter.grad is not None, name
+        assert not torch.equal(parameter, old), name
 
 
 def test_training_and_held_out_share_no_file(tmp_path: Path) -> None:
