@@ -2,56 +2,68 @@
 # Everything of benchmarks/results/h100*.json, in parts of less than 100 seconds each.
 #
 #   benchmarks/h100.sh list           the names of the parts
-#   benchmarks/h100.sh PART… DIR      measures them on this machine's GPU, into DIR/PART.json
+#   benchmarks/h100.sh PART… DIR      measures them on this machine's GPU, into DIR/*.json
 #   benchmarks/h100.sh join DIR       joins what is in DIR: benchmarks/results/h100*.json and pictures
 #
 # PYTHON=… is a Python that finds the package with its CUDA backend (python3 unless told). Where that
-# is no git checkout, BLOCK_SPARSE_COMMIT=… names the commit for the JSON.
+# is no git checkout, BLOCK_SPARSE_COMMIT=… names the commit for the JSON. A part that fails does not
+# keep the others from being measured.
 set -euo pipefail
 
 python=${PYTHON:-python3}
-parts=(wide-128 wide-64 wide-32 wide-16 square small decode decode-large uneven float16 tf32 float32
-  llama roberta-0.5 roberta-0.25 roberta-0.1)
+parts=(wide-coarse wide-fine square small decode uneven dtypes llama roberta-0.5 roberta-0.25
+  roberta-0.1)
+# Joined into h100.json; the others stay files of their own.
+main=(wide-coarse wide-fine square small decode llama roberta-0.5 roberta-0.25 roberta-0.1)
+alone=(uneven float16 tf32 float32)
+
+# bench NAME OPTIONS…: one run, into $out/NAME.json
+bench() {
+  timeout -k 5 100 "$python" -m pytorch_block_sparse bench --device cuda --json "$out/$1.json" \
+    "${@:2}"
+}
 
 measure() {
-  local part=$1 out=$2/$1.json
-  local bench=(timeout -k 5 100 "$python" -m pytorch_block_sparse bench --device cuda --json "$out")
-  case $part in
-    wide-*) "${bench[@]}" --shapes 4096x14336 --blocks "${part#wide-}" ;;
-    square) "${bench[@]}" --shapes 4096x4096 --peers "plain Triton,STK" ;;
-    small) "${bench[@]}" --shapes 768x3072 --peers "plain Triton,STK" ;;
-    decode) "${bench[@]}" --shapes 4096x14336 --tokens 1,4,16,64 --peers "plain Triton" ;;
-    decode-large)
-      "${bench[@]}" --shapes 8192x28672 --tokens 1,4,16,64 --blocks 128,64,32 --densities .5,.1 \
-        --peers none ;;
+  local products="forward,input gradient,weight gradient" failed=0
+  case $1 in
+    wide-coarse) bench "$1" --shapes 4096x14336 --blocks 128,64 ;;
+    wide-fine) bench "$1" --shapes 4096x14336 --blocks 32,16 ;;
+    square) bench "$1" --shapes 4096x4096 --peers "plain Triton,STK" ;;
+    small) bench "$1" --shapes 768x3072 --peers "plain Triton,STK" ;;
+    decode)
+      bench "$1" --shapes 4096x14336,8192x28672 --tokens 1,4,16,64 --blocks 128,64,32 \
+        --densities .5,.1 --peers "plain Triton"
+      ;;
     uneven)
-      "${bench[@]}" --shapes 4096x14336 --blocks 128,64,32,16 --densities .5,.1 --peers none \
-        --products "forward,input gradient,weight gradient" --pattern even,power-law,one-full-row ;;
-    float16 | tf32 | float32)
-      "${bench[@]}" --shapes 4096x14336 --blocks 128,32 --densities .5,.1 --dtype "$part" \
-        --peers none --products "forward,input gradient,weight gradient" ;;
-    llama) "${bench[@]}" --model llama-mlp --blocks 64 ;;
-    roberta-*) "${bench[@]}" --model roberta-base --blocks 64 --densities "${part#roberta-}" ;;
+      bench "$1" --shapes 4096x14336 --densities .5,.1 --peers none --products "$products" \
+        --pattern even,power-law,one-full-row
+      ;;
+    dtypes)
+      for dtype in float16 tf32 float32; do
+        bench "$dtype" --shapes 4096x14336 --blocks 128,32 --densities .5,.1 --dtype "$dtype" \
+          --peers none --products "$products" || failed=1
+      done
+      return "$failed"
+      ;;
+    llama) bench "$1" --model llama-mlp --blocks 64 ;;
+    roberta-*) bench "$1" --model roberta-base --blocks 64 --densities "${1#roberta-}" ;;
     *)
-      echo "$part is no part, expected some of: ${parts[*]}" >&2
+      echo "$1 is no part, expected some of: ${parts[*]}" >&2
       return 2
       ;;
   esac
 }
 
 join() {
-  local results
+  local results read=("$python" -m pytorch_block_sparse bench --read) files=()
   results=$(dirname "$0")/results
-  local read=("$python" -m pytorch_block_sparse bench --read)
-  local main=()
-  for part in wide-128 wide-64 wide-32 wide-16 square small decode decode-large llama roberta-0.5 \
-    roberta-0.25 roberta-0.1; do
-    if [ -e "$1/$part.json" ]; then main+=("$1/$part.json"); fi
+  for name in "${main[@]}"; do
+    if [ -e "$1/$name.json" ]; then files+=("$1/$name.json"); fi
   done
-  "${read[@]}" "${main[@]}" --json "$results/h100.json" --plots "$results/h100"
-  for part in uneven float16 tf32 float32; do
-    if [ -e "$1/$part.json" ]; then
-      "${read[@]}" "$1/$part.json" --json "$results/h100-$part.json"
+  "${read[@]}" "${files[@]}" --json "$results/h100.json" --plots "$results/h100"
+  for name in "${alone[@]}"; do
+    if [ -e "$1/$name.json" ]; then
+      "${read[@]}" "$1/$name.json" --json "$results/h100-$name.json"
     fi
   done
 }
@@ -59,10 +71,12 @@ join() {
 case ${1:-} in
   list) printf '%s\n' "${parts[@]}" ;;
   join) join "$2" ;;
-  "") sed -n '2,9s/^# \?//p' "$0" ;;
+  "") sed -n '2,10s/^# \?//p' "$0" ;;
   *)
     out=${*: -1}
     mkdir -p "$out"
-    for part in "${@:1:$#-1}"; do measure "$part" "$out"; done
+    status=0
+    for part in "${@:1:$#-1}"; do measure "$part" || status=1; done
+    exit "$status"
     ;;
 esac

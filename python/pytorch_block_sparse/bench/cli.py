@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,11 @@ def measured(asked: argparse.Namespace, command: str, console: Console) -> dict[
         asked.device, asked.dtype, found, asked.seconds, about["copy_bytes_per_second"]
     )
     content: dict[str, Any] = {"about": about, "results": []}
-    with _precision(asked.dtype):
+    with _precision(asked.dtype), warnings.catch_warnings():
+        # Of prototypes, of parameters that are not tuned, of a context that there soon is.
+        warnings.filterwarnings("ignore", module=r"torch\.sparse")
+        warnings.filterwarnings("ignore", "Sparse (BSR tensor support|invariant checks)")
+        warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
         if asked.model is not None:
             usual = options.DEFAULTS[asked.device.type]
             work = models.Work.of(

@@ -9,7 +9,6 @@ or the blocked dW, and for a step dx.
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +35,13 @@ class Offer:
     Attributes:
         calls: one for each product it has.
         weight: the dense equal of its weight, where that is not the problem's.
+        has_bias: whether its forward adds the bias.
         unpack: makes a plain tensor of its result, for verification; not timed.
     """
 
     calls: dict[str, Call]
     weight: Tensor | None = None
+    has_bias: bool = True
     unpack: Callable[[Tensor], Tensor] = lambda result: result
 
 
@@ -114,13 +115,10 @@ def torch_bsr(o: Operands) -> Offer:
     p = o.problem
     if p.is_ragged or (o.device.type == "cpu" and o.dtype in _SIXTEEN_BIT):
         return Offer({})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse BSR tensor support is in beta")
-        forward = [_bsr(o, values) for values in o.values]
-        backward = [
-            w.to_dense().T.contiguous().to_sparse_bsr((p.block_width, p.block_height))
-            for w in forward
-        ]
+    forward = [_bsr(o, values) for values in o.values]
+    backward = [
+        w.to_dense().T.contiguous().to_sparse_bsr((p.block_width, p.block_height)) for w in forward
+    ]
     return Offer(
         {
             "forward": lambda i: nn.functional.linear(o.x[i], forward[i], o.bias),
@@ -154,7 +152,7 @@ def torch_semi_structured(o: Operands) -> Offer:
 
 
 def stk(o: Operands) -> Offer:
-    """STK (stanford-stk): Triton kernels for square blocks of 128."""
+    """STK (stanford-stk): Triton kernels for square blocks of 128; no bias."""
     p = o.problem
     if (p.block_height, p.block_width) != (128, 128) or o.dtype not in _SIXTEEN_BIT:
         return Offer({})
@@ -166,17 +164,13 @@ def stk(o: Operands) -> Offer:
         stk.Matrix(tuple(o.matrix.shape), values, row.short(), col.short(), crow)
         for values in o.values
     ]
-
-    def forward(i: int) -> Tensor:
-        y: Tensor = stk.ops.dds(o.x[i], matrices[i].t())
-        return y.add_(o.bias)
-
     return Offer(
         {
-            "forward": forward,
+            "forward": lambda i: stk.ops.dds(o.x[i], matrices[i].t()),
             "input gradient": lambda i: stk.ops.dds(o.dy[i], matrices[i]),
             "weight gradient": lambda i: stk.ops.sdd(o.dy[i].T, o.x[i], matrices[i]).data,
-        }
+        },
+        has_bias=False,
     )
 
 
@@ -202,9 +196,9 @@ def blksprs(o: Operands) -> Offer:
 
     def unpack(y: Tensor) -> Tensor:
         whole: Tensor = bs.ops.to_dense(y, layout_y, block)[0]
-        return whole + o.bias
+        return whole
 
-    return Offer({"forward": forward}, unpack=unpack)
+    return Offer({"forward": forward}, has_bias=False, unpack=unpack)
 
 
 def _rows(o: Operands) -> Tensor:

@@ -11,8 +11,10 @@ import matplotlib
 matplotlib.use("Agg")  # draws into files, needs no display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
 from .contenders import DENSE, OURS
 from .problems import PRODUCTS
@@ -64,55 +66,71 @@ def _where(about: dict[str, Any]) -> str:
 
 
 def _speedup(rows: list[dict[str, Any]], about: dict[str, Any]) -> Figure:
-    """One plot a product: ratio over density, a line for each block size, peers dashed."""
+    """One plot a product: ratio over density; a color a block size, a line style a contender."""
     products = [p for p in PRODUCTS if any(row["product"] == p for row in rows)]
     figure, grid = plt.subplots(
-        1, len(products), figsize=(5.2 * len(products), 5), layout="constrained", squeeze=False
+        1, len(products), figsize=(4.8 * len(products), 5), layout="constrained", squeeze=False
     )
     first = rows[0]
     figure.suptitle(
         f"{first['in_features']}→{first['out_features']}, {first['tokens']} tokens: "
         f"nn.Linear's time / the contender's time\n{_where(about)}"
     )
+    colors = _blocks(rows)
+    styles = dict(zip((OURS, *peers_in(rows)), ("-", *_STYLES), strict=False))
     for axes, product in zip(grid.flat, products, strict=True):
-        some = [row for row in rows if row["product"] == product]
-        densities = sorted({row["density"] for row in some})
-        axes.plot(
-            densities, [1 / d for d in densities], color="lightgray", lw=4, label="1 / density"
-        )
-        axes.axhline(1, color="black", lw=1, label=DENSE)
-        for (height, width), color in _blocks(some).items():
-            block = [
-                row for row in some if (row["block_height"], row["block_width"]) == (height, width)
-            ]
-            for name, style in zip((OURS, *peers_in(block)), ("-", *_STYLES), strict=False):
-                # Peers have no product but the forward, some of them.
-                points = sorted(
-                    (row["density"], row["ratio"][name]) for row in block if name in row["ratio"]
-                )
-                marker = "o" if name == OURS else "."
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=color,
-                    linestyle=style,
-                    marker=marker,
-                    lw=2 if name == OURS else 1,
-                    label=f"{name} {height}×{width}",
-                )
-            goals = [(row["density"], row["goal"]) for row in block if row["goal"] is not None]
-            if goals:
-                axes.plot(*zip(*goals, strict=True), "_", color=color, ms=14, mew=2)
-        axes.set(xscale="log", yscale="log", xlabel="density", title=product)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(densities, [f"{d:g}" for d in densities])
-        _plain_numbers(axes)
-        axes.legend(fontsize=7)
+        _product(axes, [row for row in rows if row["product"] == product], colors, styles)
+        axes.set_title(product)
+    lines = [
+        Line2D([], [], color="lightgray", lw=4, label="1 / density"),
+        Line2D([], [], color="black", lw=1, label=DENSE),
+        *(Line2D([], [], color="gray", ls=style, label=name) for name, style in styles.items()),
+        *(Line2D([], [], color=c, label=f"{h}×{w}") for (h, w), c in colors.items()),
+    ]
+    if any(row["goal"] is not None for row in rows):
+        lines.append(Line2D([], [], color="gray", ls="", marker="_", ms=14, mew=2, label="goal"))
+    figure.legend(handles=lines, loc="outside right upper", fontsize=8)
     return figure
 
 
-def _plain_numbers(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+def _product(
+    axes: Axes,
+    rows: list[dict[str, Any]],
+    colors: dict[tuple[int, int], str],
+    styles: dict[str, Any],
+) -> None:
+    densities = sorted({row["density"] for row in rows})
+    axes.plot(densities, [1 / d for d in densities], color="lightgray", lw=4)
+    axes.axhline(1, color="black", lw=1)
+    for (height, width), color in colors.items():
+        block = [r for r in rows if (r["block_height"], r["block_width"]) == (height, width)]
+        for name, style in styles.items():
+            points = sorted((r["density"], r["ratio"][name]) for r in block if name in r["ratio"])
+            ours = name == OURS
+            axes.plot(
+                [density for density, _ in points],
+                [ratio for _, ratio in points],
+                color=color,
+                linestyle=style,
+                marker="o" if ours else ".",
+                lw=2 if ours else 1,
+            )
+        goals = [(row["density"], row["goal"]) for row in block if row["goal"] is not None]
+        axes.plot(
+            [d for d, _ in goals], [goal for _, goal in goals], "_", color=color, ms=14, mew=2
+        )
+    axes.set(xscale="log", yscale="log", xlabel="density")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(densities, [f"{d:g}" for d in densities])
+    _plain_numbers(axes.yaxis)
     axes.grid(alpha=0.3)
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10, … instead of powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _roofline(rows: list[dict[str, Any]], about: dict[str, Any]) -> Figure:
@@ -157,7 +175,9 @@ def _roofline(rows: list[dict[str, Any]], about: dict[str, Any]) -> Figure:
         ylabel="useful TF/s",
         title=f"Roofline, {_where(about)}",
     )
-    _plain_numbers(axes)
+    _plain_numbers(axes.xaxis)
+    _plain_numbers(axes.yaxis)
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure
 

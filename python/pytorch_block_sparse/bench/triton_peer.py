@@ -17,7 +17,7 @@ from .problems import Operands
 
 SIDES = (16, 32, 64, 128)
 # Side of a block -> tokens a tile, warps, stages: the best of a few on an H100 (bf16, T = 8192).
-SPMM = {16: (128, 4, 4), 32: (128, 4, 4), 64: (128, 8, 3), 128: (256, 8, 3)}
+SPMM = {16: (128, 4, 4), 32: (256, 4, 4), 64: (128, 4, 5), 128: (256, 8, 4)}
 # So many tiles of tokens run beside each other, for the L2.
 GROUP = 8
 # Side of a block -> tokens a step, warps, stages.
