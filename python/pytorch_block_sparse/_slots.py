@@ -319,7 +319,8 @@ class SlotStorage(BlockMatrix):
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _INDEX and "_ready" in self.__dict__:
+        # A replica of torch.nn.DataParallel is given copies of what was checked.
+        if name in _INDEX and "_ready" in self.__dict__ and "_is_replica" not in self.__dict__:
             self.__dict__["_ready"] = False
         super().__setattr__(name, value)
 

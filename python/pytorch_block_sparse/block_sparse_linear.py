@@ -224,13 +224,15 @@ class BlockSparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         weight: Any = self._modules["weight"]  # not self.weight: see linear_of
-        values = weight._parameters.get("values")
+        own, of_weight = self._parameters, weight._parameters
+        # They are no parameters in the replicas that torch.nn.DataParallel makes. Not `get`, whose
+        # default would be looked up as an attribute each time.
         return functional.linear_of(
             x,
-            weight.values if values is None else values,  # None if it is parametrized
+            of_weight["values"] if "values" in of_weight else weight.values,  # noqa: SIM401
             weight.index,
             weight.shape,
-            self._parameters["bias"],
+            own["bias"] if "bias" in own else self.bias,  # noqa: SIM401
             self.activation,
             self.preactivation,
         )

@@ -216,6 +216,28 @@ def test_autocast(use_amp: torch.dtype) -> None:
     torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
 
 
+def test_replica_of_data_parallel() -> None:
+    """What torch.nn.DataParallel makes of a model on each of several GPUs (by hand, since its own
+    copying needs them): Trainer takes it where it is not started by torchrun."""
+    for bias in (True, False):
+        layer, x = BlockSparseLinear(64, 96, bias=bias, activation="gelu"), torch.randn(4, 64)
+        replicas = {m: m._replicate_for_data_parallel() for m in layer.modules()}
+        for module, replica in replicas.items():
+            for name, child in module.named_children():
+                replica._modules[name] = replicas[child]
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    replica._parameters[name] = None
+                else:
+                    setattr(replica, name, parameter * 1)
+            for name, buffer in module._buffers.items():
+                setattr(replica, name, buffer.clone())
+        y = replicas[layer](x)
+        assert torch.equal(y, layer(x))
+        y.sum().backward()
+        assert all(parameter.grad.any() for parameter in layer.parameters())
+
+
 def test_import_everything_and_only_torch() -> None:
     program = (
         "import sys\n"
