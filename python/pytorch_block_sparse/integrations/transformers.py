@@ -327,7 +327,8 @@ class BlockSparseQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: BlockSparseConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._built: list[str] = []
+        # Name of each layer that was built -> the shape of each of its tensors.
+        self._built: dict[str, dict[str, torch.Size]] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuses to make a dense model sparse while it is loaded."""
@@ -340,15 +341,19 @@ class BlockSparseQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
-        self._built = build_layers(model, self.quantization_config.layers)
-        _refuse_mixed_dtypes(model, self._built)
+        names = build_layers(model, self.quantization_config.layers)
+        _refuse_mixed_dtypes(model, names)
+        self._built = {
+            name: {key: t.shape for key, t in model.get_submodule(name).state_dict().items()}
+            for name in names
+        }
         return model
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
-        for name in self._built:
-            _finish_loading(name, model.get_submodule(name))
+        for name, shapes in self._built.items():
+            _finish_loading(name, model.get_submodule(name), shapes)
         # An ordinary model from here on: nothing in it is quantized, so nothing that transformers
         # refuses to quantized models (`half()`, training, a compiled Trainer) need be refused.
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
@@ -397,17 +402,18 @@ def _refuse_mixed_dtypes(model: PreTrainedModel, names: list[str]) -> None:
             )
 
 
-def _finish_loading(name: str, layer: nn.Module) -> None:
+def _finish_loading(name: str, layer: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
     """Checks that everything of a layer was read, and that its pattern is valid."""
-    for key, tensor in layer.state_dict(keep_vars=True, prefix=f"{name}.").items():
+    for key, tensor in layer.state_dict(keep_vars=True).items():
         if tensor.is_meta:
             raise ValueError(
-                f"device_map offloads {key}, expected a device for each block-sparse layer: "
+                f"device_map offloads {name}.{key}, expected a device for each block-sparse layer: "
                 "accelerate can't fetch their weights when they are needed"
             )
-        if not getattr(tensor, "_is_hf_initialized", False):
+        # Not every version of transformers compares the shapes of what it reads.
+        if not getattr(tensor, "_is_hf_initialized", False) or tensor.shape != shapes[key]:
             raise ValueError(
-                f"the saved weights lack {key}, or have it in another shape than {name} of "
+                f"the saved weights lack {name}.{key}, or have it in another shape than {name} of "
                 "quantization_config"
             )
     if isinstance(layer, BlockSparseLinear):
