@@ -2,6 +2,7 @@
 #
 #   PYTHON=…   the Python that .venv is made with (3.10 or newer; python3 unless told)
 #   ARGS=…     passed on to `make demo`, `make bench` and to pytest by `make test`
+#   BLOCK_SPARSE_CUDA=OFF   leaves the CUDA backend out, ON insists on it; else it is built if nvcc works
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,12 +20,12 @@ CXX_FILES = $(shell find include src tests benchmarks -name '*.h' -o -name '*.cc
   -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cpp test-python test-oldest sanitize lint format bench demo wheel clean
+.PHONY: help build test test-cpp test-python test-gpu test-oldest sanitize lint format bench demo wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: $(VENV)/.package build/dev/.tests  ## set everything up: .venv, editable install, C++ tests
+build: $(VENV)/.package build/python/.tests  ## set everything up: .venv, editable install, C++ tests
 
 $(VENV)/.requirements: pyproject.toml scripts/system_packages.sh scripts/create_venv.sh
 	@PYTHON="$(PYTHON)" scripts/system_packages.sh $(VENV)
@@ -38,26 +39,32 @@ $(VENV)/.files: list-again | $(VENV)/.requirements
 	@find cmake include python src -name __pycache__ -prune -o -type f -print | sort >$@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
+# One build tree for the library and the C++ tests, so that nothing is compiled twice.
+$(VENV)/.package: export BLOCK_SPARSE_TESTS = ON
 $(VENV)/.package: $(VENV)/.requirements $(VENV)/.files $(LIBRARY_SOURCES)
 	@$(TOOLS) uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Ninja knows best what is out of date, so it is always asked.
+.PHONY: build/python/.tests
+build/python/.tests: $(VENV)/.package
+	@$(TOOLS) cmake --build build/python
+
 build/%/build.ninja: CMakePresets.json | $(VENV)/.requirements
 	@$(TOOLS) cmake --preset $*
 
-# Ninja knows best what is out of date, so it is always asked.
-.PHONY: build/dev/.tests
-build/dev/.tests: build/dev/build.ninja
-	@$(TOOLS) cmake --build --preset dev
-
-test: test-cpp test-python  ## all tests, C++ and Python
+test: test-cpp test-python  ## all tests, C++ and Python, that need no GPU
 
 test-cpp: build
-	@$(TOOLS) ctest --preset dev
+	@$(TOOLS) ctest --test-dir build/python --label-exclude gpu --parallel 2 --progress \
+	  --output-on-failure --no-tests=error
 
 # One thread a worker: those that need more ask for them.
 test-python: build
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+test-gpu: build  ## the CUDA tests in C++, and all Python tests on cuda; needs a GPU
+	@tests/gpu.sh $(ARGS)
 
 test-oldest: build  ## the same shared library under the oldest torch supported
 	@tests/oldest.sh

@@ -37,7 +37,7 @@ struct ForwardArgs {
   DataType dtype = DataType::f32;  // of x, values, bias, preactivation and y
   bool allow_tf32 = false;         // f32 only: round x and values to TF32
   PatternView pattern;
-  const std::int32_t* plan = nullptr;  // of build_plan, or null: no balancing
+  const std::int32_t* plan = nullptr;  // of build_plan, or null
   std::int64_t tokens = 0;
   const void* x = nullptr;
   std::int64_t ldx = 0;
@@ -99,12 +99,28 @@ struct BlockNormsArgs {
 };
 Status block_norms(const BlockNormsArgs& args, Stream stream);
 
-/// Number of int32 elements of the plan of a pattern with these extents.
+/// A plan holds what kernels derive from a pattern ahead of the calls, such as
+/// an order of work in which all multiprocessors finish together. It is an aid:
+/// every product runs without one. How many int32 elements it has follows from
+/// the extents of the pattern alone, so it can be rebuilt in place.
 std::int64_t plan_size(const PatternView& pattern);
-/// Fills `plan` on the device from the pattern's row pointers and, if given,
-/// column pointers: the order in which lines of blocks are worked on so that
-/// all multiprocessors finish together. To be called when the pattern changes.
+/// Fills `plan` on the device. To be called when the pattern has changed; the
+/// transposed arrays must be up to date.
 Status build_plan(const PatternView& pattern, std::int32_t* plan, Stream stream);
+
+/// What `validate` checks, on the device: scratch[0] becomes 0 if the pattern is
+/// valid, else another number (`validate` on a copy says what is wrong). No
+/// content is trusted.
+Status check_pattern(const PatternView& pattern, std::int32_t* scratch, Stream stream);
+std::int64_t check_pattern_scratch(const PatternView& pattern);  // int32 elements
+
+/// Fills the transposed arrays of a valid pattern on the device: ccol_indices
+/// (n_block_cols() + 1), row_indices and t_block_ids (slots each, 0 beyond the
+/// stored blocks). Within a column, rows ascend.
+Status transpose_pattern(const PatternView& pattern, std::int32_t* ccol_indices,
+                         std::int32_t* row_indices, std::int32_t* t_block_ids,
+                         std::int32_t* scratch, Stream stream);
+std::int64_t transpose_pattern_scratch(const PatternView& pattern);  // int32 elements
 
 /// Name of the kernel that a call would run on the current device, or the
 /// reason why none does. The environment variable BLOCK_SPARSE_FORCE=<name>

@@ -86,3 +86,8 @@ _load_main()
 
 #: Why there is no CUDA backend; None if there is one.
 cuda_missing: str | None = _load_cuda()
+
+
+def has_backend(device: torch.device) -> bool:
+    """Whether the operators can run on tensors of a device."""
+    return device.type == "cpu" or (device.type == "cuda" and cuda_missing is None)

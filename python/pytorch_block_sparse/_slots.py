@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import _library, checkpoint
 from ._matrix_api import BlockMatrix
 from ._optimizer_state import note_resize
 from ._validation import as_indices, as_mask, check_shape, is_distributed
@@ -131,13 +131,24 @@ class SlotStorage(BlockMatrix):
             return
         device = self.crow_indices.device
         check_index(self.crow_indices, self.col_indices, self.block_ids, self.slots, self._grid)
-        saved = [self._buffers[name].cpu() for name in SAVED_INDEX]  # type: ignore[union-attr]
+        saved: list[Any] = [self._buffers[name] for name in SAVED_INDEX]
+        if not _library.has_backend(device):
+            saved = [tensor.cpu() for tensor in saved]
         derived = torch.ops.block_sparse.pattern_transpose(*saved, self._grid[1])
         for name, tensor in zip(DERIVED_INDEX, derived, strict=False):
             self._buffers[name] = _written(self._buffers[name], tensor, device)
-        self._buffers["plan"] = _written(self.plan, saved[0].new_zeros(0), device)
+        self._build_plan()
         self._n_blocks = int(saved[0][-1])
         self._ready = True
+
+    def _build_plan(self) -> None:
+        """What the backend of the device derives from the index; nothing where there is none."""
+        device = self.crow_indices.device
+        plan = self.crow_indices.new_zeros(0)
+        if _library.has_backend(device):
+            index = [*(self._buffers[name] for name in _INDEX[:-1]), plan]
+            plan = torch.ops.block_sparse.pattern_plan(index, *self.shape, *self.block_shape)
+        self._buffers["plan"] = _written(self.plan, plan, device)
 
     def set_pattern_(self, mask: Tensor) -> None:
         """Stores exactly the blocks of a boolean mask (R, C), which must fit into the slots.
@@ -147,7 +158,7 @@ class SlotStorage(BlockMatrix):
         rows, cols = as_mask(mask, self._grid, "mask").nonzero().T
         if rows.numel() > self.slots:
             raise ValueError(f"mask has {rows.numel()} blocks, expected at most {self.slots} slots")
-        self._write_index(rows, cols, torch.arange(rows.numel(), device="cpu"))
+        self._write_index(rows, cols, torch.arange(rows.numel(), device=rows.device))
         with torch.no_grad():
             for tensor in (self.values, self.values.grad):
                 if tensor is not None:
@@ -158,8 +169,11 @@ class SlotStorage(BlockMatrix):
         self.set_pattern_(draw_pattern(self._pattern, self._grid, self._n_blocks, generator))
 
     def _write_index(self, rows: Tensor, cols: Tensor, slots_of_blocks: Tensor) -> None:
-        """Blocks at (rows, cols) in the given slots, CPU tensors (n,) in any order."""
-        new = index_of(rows, cols, slots_of_blocks, self.slots, self._grid)
+        """Blocks at (rows, cols) in the given slots, (n,) each in any order."""
+        device = self.crow_indices.device
+        new = index_of(
+            rows.to(device), cols.to(device), slots_of_blocks.to(device), self.slots, self._grid
+        )
         with torch.no_grad():
             for name, tensor in zip(SAVED_INDEX, new, strict=True):
                 old = self._buffers[name]
@@ -169,7 +183,7 @@ class SlotStorage(BlockMatrix):
 
     def _move_blocks(self, rows: Tensor, cols: Tensor) -> None:
         self._require_pattern()
-        self._write_index(rows, cols, self._slots_of_blocks().cpu())
+        self._write_index(rows, cols, self._slots_of_blocks())
 
     def _slots_of_blocks(self) -> Tensor:
         """(n,) int32: the slot of each block, in stored order."""
@@ -239,35 +253,37 @@ class SlotStorage(BlockMatrix):
             check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
             if values.is_meta:
                 raise ValueError("values is on the meta device, which holds no data")
-        keep = torch.ones(n, dtype=torch.bool, device="cpu")
+        # From here on where the index is, so that it need not be copied.
+        device = self.crow_indices.device
+        drop, rows, cols = drop.to(device), rows.to(device), cols.to(device)
+        keep = torch.ones(n, dtype=torch.bool, device=device)
         keep[drop] = False
-        kept_slots = self._slots_of_blocks().cpu().long()[keep]
-        free = torch.ones(self.slots, dtype=torch.bool, device="cpu")
+        kept_slots = self._slots_of_blocks().long()[keep]
+        free = torch.ones(self.slots, dtype=torch.bool, device=device)
         free[kept_slots] = False
-        grown_slots = free.nonzero().flatten()[:g]
+        free_slots = free.nonzero().flatten()
+        grown_slots = free_slots[:g]
         if grown_slots.numel() < g:
             raise ValueError(
                 f"rows and cols name {g} new blocks, expected at most {grown_slots.numel()}, the "
                 f"free ones of {self.slots} slots"
             )
-        old_rows, old_cols = self.build_coo_block_index().cpu().long()[:, keep]
+        old_rows, old_cols = self.build_coo_block_index().long()[:, keep]
         self._write_index(
             torch.cat([old_rows, rows]),
             torch.cat([old_cols, cols]),
             torch.cat([kept_slots, grown_slots]),
         )
         with torch.no_grad():
-            device = self.values.device
             for tensor in (self.values, self.values.grad):
                 if tensor is not None:
-                    tensor[free.nonzero().flatten().to(device)] = 0
+                    tensor[free_slots] = 0
             if values is not None:
                 values = values.to(self.values)
                 if self._is_ragged:
-                    padding = self._padding_at(rows.to(device), cols.to(device))
-                    values = values.masked_fill(padding, 0)
-                self.values[grown_slots.to(device)] = values
-        return grown_slots
+                    values = values.masked_fill(self._padding_at(rows, cols), 0)
+                self.values[grown_slots] = values
+        return grown_slots.cpu()
 
     @torch.no_grad()
     def canonicalize_(self) -> Tensor:
@@ -288,8 +304,8 @@ class SlotStorage(BlockMatrix):
         for tensor in (self.values, self.values.grad):
             if tensor is not None:
                 tensor.copy_(tensor[permutation])
-        rows, cols = self.build_coo_block_index().cpu()
-        self._write_index(rows, cols, torch.arange(self._n_blocks, device="cpu"))
+        rows, cols = self.build_coo_block_index()
+        self._write_index(rows, cols, torch.arange(self._n_blocks, device=rows.device))
         return permutation
 
     # Moving, copying and loading.
@@ -316,6 +332,8 @@ class SlotStorage(BlockMatrix):
                     new.copy_(old)
         if self.crow_indices.is_meta:
             self._ready = False
+        elif self._ready and self.crow_indices.device != before["crow_indices"].device:  # type: ignore[union-attr]
+            self._build_plan()  # each backend has its own
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -34,6 +34,7 @@ _OPERATORS = (
     "block_norms",
     "pattern_check",
     "pattern_transpose",
+    "pattern_plan",
 )
 
 
@@ -179,6 +180,19 @@ def _(
         torch.empty_like(col_indices),
         torch.empty_like(block_ids),
     )
+
+
+@_register_fake("block_sparse::pattern_plan")
+def _(
+    index: Sequence[Tensor],
+    out_features: int,
+    in_features: int,
+    block_height: int,
+    block_width: int,
+) -> Tensor:
+    _check_devices(crow_indices=index[0], index=index)
+    # How much a backend writes down is its own affair.
+    return index[0].new_empty((torch.library.get_ctx().new_dynamic_size(),))
 
 
 # Autograd and autocast --------------------------------------------------------------------------

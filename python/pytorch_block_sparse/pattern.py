@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _library
 from ._validation import as_count, as_mask, check_generator, describe
 
 PATTERNS = ("random", "balanced", "diagonal+random", "butterfly")
@@ -165,14 +166,14 @@ def index_of(
     """Index tensors of blocks at given positions.
 
     Args:
-        rows, cols: (n,) block row and column of each block, in any order, on the CPU.
+        rows, cols: (n,) block row and column of each block, in any order.
         slots_of_blocks: (n,) the slot of each.
         slots: how many slots there are.
         grid: (R, C).
 
     Returns:
-        crow_indices (R + 1), col_indices (slots), block_ids (slots), int32 on the CPU. Entries
-        beyond n are column 0 and the free slots in ascending order.
+        crow_indices (R + 1), col_indices (slots), block_ids (slots), int32 on the device of
+        `rows`. Entries beyond n are column 0 and the free slots in ascending order.
 
     Raises:
         ValueError: if a position is outside the grid or taken twice.
@@ -180,18 +181,19 @@ def index_of(
     rows, cols, slots_of_blocks = (t.long() for t in (rows, cols, slots_of_blocks))
     order = check_positions(rows, cols, grid)
     n = order.numel()
-    crow = torch.zeros(grid[0] + 1, dtype=torch.int32, device="cpu")
+    device = rows.device
+    crow = torch.zeros(grid[0] + 1, dtype=torch.int32, device=device)
     crow[1:] = torch.bincount(rows, minlength=grid[0]).cumsum(0)
-    col = torch.zeros(slots, dtype=torch.int32, device="cpu")
+    col = torch.zeros(slots, dtype=torch.int32, device=device)
     col[:n] = cols[order]
-    free = torch.ones(slots, dtype=torch.bool, device="cpu")
+    free = torch.ones(slots, dtype=torch.bool, device=device)
     free[slots_of_blocks] = False
     ids = torch.cat([slots_of_blocks[order], free.nonzero().flatten()]).to(torch.int32)
     return crow, col, ids
 
 
 def check_inside(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> None:
-    """Raises ValueError if a position (rows[i], cols[i]), int64 on the CPU, is outside the grid."""
+    """Raises ValueError if a position (rows[i], cols[i]), int64, is outside the grid."""
     for name, values, limit in (("row", rows, grid[0]), ("column", cols, grid[1])):
         outside = ((values < 0) | (values >= limit)).nonzero()
         if outside.numel():
@@ -203,8 +205,8 @@ def check_inside(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> None:
 
 
 def check_positions(rows: Tensor, cols: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Raises ValueError if a position (rows[i], cols[i]), int64 on the CPU, is outside the grid
-    or taken twice; returns the order (n,) that sorts them by row, then column."""
+    """Raises ValueError if a position (rows[i], cols[i]), int64, is outside the grid or taken
+    twice; returns the order (n,) that sorts them by row, then column."""
     check_inside(rows, cols, grid)
     flat, order = (rows * grid[1] + cols).sort()
     twice = (flat[1:] == flat[:-1]).nonzero()
@@ -240,11 +242,12 @@ def check_index(
             )
         if tensor.is_meta:
             raise ValueError(f"{prefix}{name} is on the meta device, which holds no data")
+    index = [crow_indices, col_indices, block_ids]
+    if len({t.device for t in index}) > 1 or not _library.has_backend(crow_indices.device):
+        index = [tensor.cpu() for tensor in index]
     try:
-        torch.ops.block_sparse.pattern_check(
-            crow_indices.cpu(), col_indices.cpu(), block_ids.cpu(), slots, grid[1]
-        )
+        torch.ops.block_sparse.pattern_check(*index, slots, grid[1])
     except RuntimeError as error:
         raise ValueError(prefix + str(error).partition("\n")[0]) from None
-    if not int(crow_indices[-1]):
+    if not int(index[0][-1]):
         raise ValueError(f"{prefix}crow_indices ends at 0, expected a pattern with a block")

@@ -68,14 +68,14 @@ class MagnitudeSparseOptimizerStrategy(SparseOptimizerStrategy):
             (k,) int64 on the CPU, the slots that hold other blocks than before.
         """
         matrix = block_sparse_matrix
-        free = (~matrix.block_mask_build().cpu()).nonzero()
+        free = (~matrix.block_mask_build()).nonzero()
         count = min(int(matrix.n_blocks * self.cleanup_ratio), free.shape[0])
         if count == 0:
             return torch.empty(0, dtype=torch.int64, device="cpu")
         smallest = matrix.block_norm().argsort(stable=True)[:count]
         order = torch.randperm(free.shape[0], generator=self.generator, device="cpu")[:count]
         values = self._new_values(matrix, count)
-        rows, cols = free[order].T
+        rows, cols = free[order.to(free.device)].T
         return matrix.drop_and_grow_(smallest, rows, cols, values)
 
     def _new_values(self, matrix: BlockSparseMatrix, count: int) -> Tensor:

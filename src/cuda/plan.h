@@ -7,6 +7,18 @@
 
 namespace block_sparse::cuda {
 
+/// What a plan consists of, one after another; `kTables` in plan.cu says how
+/// long each is and how it is filled. A new table goes to the end, there too.
+enum class PlanTable {
+  row_tiles,     // order of the tiles of block rows, most blocks first
+  column_tiles,  // the same for block columns
+  count,
+};
+
+/// The table of a plan, or null where there is no plan.
+const std::int32_t* plan_table(const PatternView& pattern, const std::int32_t* plan,
+                               PlanTable table);
+
 /// One orientation of the index: lines are block rows (forward) or block
 /// columns (input gradient), K runs across them.
 struct Lines {
@@ -27,14 +39,13 @@ constexpr std::int64_t tiles_of(std::int64_t lines, std::int64_t line_height) {
   return (lines + per_tile - 1) / per_tile;
 }
 
-/// The plan is the order of the row tiles followed by that of the column tiles.
 inline Lines row_lines(const PatternView& p, const std::int32_t* plan) {
-  return {p.crow_indices, p.col_indices, p.block_ids, plan, static_cast<int>(p.n_block_rows())};
+  return {p.crow_indices, p.col_indices, p.block_ids, plan_table(p, plan, PlanTable::row_tiles),
+          static_cast<int>(p.n_block_rows())};
 }
 inline Lines column_lines(const PatternView& p, const std::int32_t* plan) {
-  const std::int32_t* order =
-      plan == nullptr ? nullptr : plan + tiles_of(p.n_block_rows(), p.block_height);
-  return {p.ccol_indices, p.row_indices, p.t_block_ids, order, static_cast<int>(p.n_block_cols())};
+  return {p.ccol_indices, p.row_indices, p.t_block_ids,
+          plan_table(p, plan, PlanTable::column_tiles), static_cast<int>(p.n_block_cols())};
 }
 
 }  // namespace block_sparse::cuda

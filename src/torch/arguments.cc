@@ -14,6 +14,15 @@ constexpr std::array<const char*, n_index_parts> index_names = {
 constexpr std::array activations = {Activation::none, Activation::relu, Activation::gelu,
                                     Activation::gelu_tanh, Activation::silu};
 
+std::string shape_of(const std::int64_t* sizes, std::int64_t dims) {
+  std::string text = "(";
+  for (std::int64_t i = 0; i < dims; ++i) {
+    if (i > 0) text += ", ";
+    text += std::to_string(sizes[i]);
+  }
+  return text + (dims == 1 ? ",)" : ")");
+}
+
 /// As Python spells it, for the dtypes that people pass.
 const char* name_of_dtype(ScalarType type) {
   switch (type) {
@@ -74,13 +83,8 @@ std::optional<std::int64_t> row_stride_of(const Tensor& tensor, std::int64_t fea
 }  // namespace
 
 std::string shape_of(const Tensor& tensor) {
-  std::string text = "(";
   const auto sizes = tensor.sizes();
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    if (i > 0) text += ", ";
-    text += std::to_string(sizes[i]);
-  }
-  return text + (sizes.size() == 1 ? ",)" : ")");
+  return shape_of(sizes.data(), static_cast<std::int64_t>(sizes.size()));
 }
 
 Activation activation_from(std::string_view name) {
@@ -181,6 +185,22 @@ PatternView pattern_from(const std::vector<Tensor>& index, std::int64_t rows, st
   return pattern;
 }
 
+PatternView pattern_of_blocks(const Tensor& crow, const Tensor& col, const Tensor& ids,
+                              std::int64_t slots, std::int64_t block_cols) {
+  PatternView pattern;
+  pattern.crow_indices = index_data(crow, "crow_indices", -1);
+  pattern.rows = crow.numel() - 1;
+  if (pattern.rows < 0)
+    fail("crow_indices is empty; expected one entry per block row and one more");
+  if (slots < 0) fail("slots is ", slots, "; expected at least 0");
+  if (block_cols < 0) fail("block_cols is ", block_cols, "; expected at least 0");
+  pattern.cols = block_cols;
+  pattern.slots = slots;
+  pattern.col_indices = index_data(col, "col_indices", slots);
+  pattern.block_ids = index_data(ids, "block_ids", slots);
+  return pattern;
+}
+
 Tensor empty(const Tensor& like, const std::int64_t* sizes, std::int64_t dims, ScalarType type) {
   // The shim itself: torch::stable::new_empty boxes six arguments for the
   // dispatcher, which costs more than the allocation.
@@ -196,8 +216,12 @@ Tensor empty(const Tensor& like, const std::int64_t* sizes, std::int64_t dims, S
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   const auto dtype = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides.data(), dtype,
-                                                         device_type, device_index, &handle));
+  if (aoti_torch_empty_strided(dims, sizes, strides.data(), dtype, device_type, device_index,
+                               &handle) != AOTI_TORCH_SUCCESS) {
+    // Libraries that try again with less look for these words of torch's own.
+    fail(device_type == aoti_torch_device_type_cuda() ? "CUDA out of memory. " : "Out of memory. ",
+         "Tried to allocate a tensor of shape ", shape_of(sizes, dims));
+  }
   return Tensor(handle);
 }
 

@@ -78,6 +78,10 @@ void check_block_shape(std::int64_t block_height, std::int64_t block_width);
 PatternView pattern_from(const std::vector<Tensor>& index, std::int64_t rows, std::int64_t cols,
                          std::int64_t block_height, std::int64_t block_width, std::int64_t slots);
 
+/// A matrix of 1x1 blocks: what the saved part of an index alone says.
+PatternView pattern_of_blocks(const Tensor& crow, const Tensor& col, const Tensor& ids,
+                              std::int64_t slots, std::int64_t block_cols);
+
 /// The data of `tensor` after checking that it is int32, contiguous and 1-d of
 /// `length` elements; `length` below 0 stands for any.
 const std::int32_t* index_data(const Tensor& tensor, const char* name, std::int64_t length);

@@ -32,23 +32,6 @@ struct CpuBackend {
   Status run(const BlockNormsArgs& args) const { return cpu::block_norms(args, executor); }
 };
 
-/// A matrix of 1x1 blocks: what the pattern alone says.
-PatternView pattern_of_blocks(const Tensor& crow, const Tensor& col, const Tensor& ids,
-                              std::int64_t slots, std::int64_t block_cols) {
-  PatternView pattern;
-  pattern.crow_indices = index_data(crow, "crow_indices", -1);
-  pattern.rows = crow.numel() - 1;
-  if (pattern.rows < 0)
-    fail("crow_indices is empty; expected one entry per block row and one more");
-  if (slots < 0) fail("slots is ", slots, "; expected at least 0");
-  if (block_cols < 0) fail("block_cols is ", block_cols, "; expected at least 0");
-  pattern.cols = block_cols;
-  pattern.slots = slots;
-  pattern.col_indices = index_data(col, "col_indices", slots);
-  pattern.block_ids = index_data(ids, "block_ids", slots);
-  return pattern;
-}
-
 void pattern_check(const Tensor& crow, const Tensor& col, const Tensor& ids, std::int64_t slots,
                    std::int64_t block_cols) {
   check(validate(pattern_of_blocks(crow, col, ids, slots, block_cols)));
@@ -73,12 +56,21 @@ std::tuple<Tensor, Tensor, Tensor> pattern_transpose(const Tensor& crow, const T
   return {ccol, rows, t_ids};
 }
 
+/// The CPU kernels need no tables.
+Tensor pattern_plan(const std::vector<Tensor>& index, std::int64_t, std::int64_t, std::int64_t,
+                    std::int64_t) {
+  if (index.empty()) fail("index has no tensor; expected 7");
+  const std::int64_t length = 0;
+  return empty(index[0], &length, 1, ScalarType::Int);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(block_sparse, CPU, m) {
   Operators<CpuBackend>::register_products(m);
   m.impl("pattern_check", TORCH_BOX(&pattern_check));
   m.impl("pattern_transpose", TORCH_BOX(&pattern_transpose));
+  m.impl("pattern_plan", TORCH_BOX(&pattern_plan));
 }
 
 }  // namespace block_sparse::torch_ops

@@ -30,4 +30,7 @@ STABLE_TORCH_LIBRARY(block_sparse, m) {
   m.def(
       "pattern_transpose(Tensor crow_indices, Tensor col_indices, Tensor block_ids, "
       "SymInt block_cols) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "pattern_plan(Tensor[] index, SymInt out_features, SymInt in_features, "
+      "SymInt block_height, SymInt block_width) -> Tensor");
 }

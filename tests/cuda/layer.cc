@@ -245,6 +245,21 @@ std::vector<std::uint8_t> with_gaps(const std::vector<double>& matrix, std::int6
   return encoded(wide, type);
 }
 
+namespace {
+
+/// Its extents alone.
+PatternView pattern_of(const Layer& l) {
+  PatternView p;
+  p.rows = l.c.out;
+  p.cols = l.c.in;
+  p.block_height = l.c.block_height;
+  p.block_width = l.c.block_width;
+  p.slots = l.slots();
+  return p;
+}
+
+}  // namespace
+
 DeviceLayer::DeviceLayer(const Layer& l, bool with_plan)
     : crow(l.crow),
       col(l.col),
@@ -256,14 +271,10 @@ DeviceLayer::DeviceLayer(const Layer& l, bool with_plan)
       x(with_gaps(l.x, l.c.tokens, l.c.in, l.c.gap, l.c.dtype)),
       dy(with_gaps(l.dy, l.c.tokens, l.c.out, l.c.gap, l.c.dtype)),
       bias(encoded(l.bias, l.c.dtype)),
-      plan(static_cast<std::size_t>(l.block_rows() + l.block_cols()) * sizeof(std::int32_t)),
+      plan(static_cast<std::size_t>(plan_size(pattern_of(l))) * sizeof(std::int32_t)),
       ldx(l.c.in + l.c.gap),
       ldy(l.c.out + l.c.gap) {
-  pattern.rows = l.c.out;
-  pattern.cols = l.c.in;
-  pattern.block_height = l.c.block_height;
-  pattern.block_width = l.c.block_width;
-  pattern.slots = l.slots();
+  pattern = pattern_of(l);
   pattern.crow_indices = crow.as<std::int32_t>();
   pattern.col_indices = col.as<std::int32_t>();
   pattern.block_ids = ids.as<std::int32_t>();
@@ -271,10 +282,6 @@ DeviceLayer::DeviceLayer(const Layer& l, bool with_plan)
   pattern.row_indices = row.as<std::int32_t>();
   pattern.t_block_ids = t_ids.as<std::int32_t>();
   if (with_plan) {
-    if (plan_size(pattern) * static_cast<std::int64_t>(sizeof(std::int32_t)) >
-        static_cast<std::int64_t>(plan.size())) {
-      throw std::logic_error("plan_size exceeds block rows plus block columns");
-    }
     const Status s = build_plan(pattern, plan.as<std::int32_t>(), nullptr);
     if (!s.ok()) throw std::runtime_error(s.message());
   }

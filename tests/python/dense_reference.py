@@ -20,7 +20,7 @@ def random_matrix(
     mask = draw_pattern("random", grid, n, torch.Generator().manual_seed(n))
     matrix = BlockSparseMatrix(shape, mask, None, block_shape, slots=n + 2, **options)
     rows, cols = matrix.build_coo_block_index().cpu()
-    slots = torch.randperm(n + 2, generator=torch.Generator().manual_seed(n))[:n]
+    slots = torch.randperm(n + 2, generator=torch.Generator().manual_seed(n), device="cpu")[:n]
     matrix._write_index(rows, cols, slots)
     matrix._set_stored_blocks(torch.randn(n, *block_shape))
     return matrix

@@ -86,7 +86,7 @@ def random_weight(
     density: float,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | None = None,
     spare: int = 2,
     seed: int = 0,
     requires_grad: bool = False,
@@ -96,23 +96,30 @@ def random_weight(
     (out, in_), (bh, bw) = shape, block_shape
     rows, cols = -(-out // bh), -(-in_ // bw)
     n = round(density * rows * cols)
-    places = torch.randperm(rows * cols, generator=generator)[:n].sort().values
-    crow = torch.zeros(rows + 1, dtype=torch.int32)
+    places = torch.randperm(rows * cols, generator=generator, device="cpu")[:n].sort().values
+    crow = torch.zeros(rows + 1, dtype=torch.int32, device="cpu")
     crow[1:] = torch.bincount(places // cols, minlength=rows).cumsum(0)
-    col = torch.zeros(n + spare, dtype=torch.int32)
+    col = torch.zeros(n + spare, dtype=torch.int32, device="cpu")
     col[:n] = places % cols
-    slots = torch.randperm(n + spare, generator=generator).int()
+    slots = torch.randperm(n + spare, generator=generator, device="cpu").int()
     ids = torch.cat([slots[:n], slots[n:].sort().values])
-    transposed = torch.ops.block_sparse.pattern_transpose(crow, col, ids, cols)
-    index = [crow, col, ids, *transposed, torch.zeros(0, dtype=torch.int32)]
-    values = torch.randn(n + spare, bh, bw, generator=generator, dtype=torch.float64) / in_**0.5
+    device = device or torch.get_default_device()
+    index = [crow.to(device), col.to(device), ids.to(device)]
+    index += torch.ops.block_sparse.pattern_transpose(*index, cols)
+    nothing = crow.new_zeros(0, device=device)
+    index.append(torch.ops.block_sparse.pattern_plan([*index, nothing], *shape, *block_shape))
+    values = (
+        torch.randn(n + spare, bh, bw, generator=generator, dtype=torch.float64, device="cpu")
+        / in_**0.5
+    )
     values = values.to(device=device, dtype=dtype).requires_grad_(requires_grad)
-    return Weight(values, [t.to(device) for t in index], shape)
+    return Weight(values, index, shape)
 
 
-def randn(*shape: int, dtype: torch.dtype, device: str = "cpu", seed: int = 1) -> Tensor:
+def randn(*shape: int, dtype: torch.dtype, device: str | None = None, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return drawn.to(device or torch.get_default_device(), dtype)
 
 
 def assert_product(

@@ -268,11 +268,11 @@ GOALS = [
 ]
 
 
-@pytest.mark.parametrize(("sizes", "product", "dtype", "device", "expected"), GOALS)
+@pytest.mark.parametrize(("sizes", "product", "dtype", "name", "expected"), GOALS)
 def test_goals(
-    sizes: tuple[Any, ...], product: str, dtype: str, device: str, expected: float | None
+    sizes: tuple[Any, ...], product: str, dtype: str, name: str, expected: float | None
 ) -> None:
-    kind, *features = device.split()
+    kind, *features = name.split()
     found = goals.ratio(Problem(*sizes), product, dtype, kind, features)
     assert found == (None if expected is None else pytest.approx(expected))
 

@@ -15,6 +15,8 @@ from examples.demo.models import build_twins
 from examples.demo.sizes import SIZES
 from examples.demo.training import PHASES, train
 
+pytestmark = pytest.mark.host
+
 
 def write_files(folder: Path, count: int) -> Path:
     """Files of a text that a model could learn, all different."""

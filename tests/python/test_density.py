@@ -16,6 +16,8 @@ from pytorch_block_sparse.density import (
 )
 from pytorch_block_sparse.pattern import block_count_of
 
+pytestmark = pytest.mark.host
+
 SHAPES = [(3072, 768), (768, 3072), (768, 768), (64, 768), (2, 64)]
 
 shapes = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=8)

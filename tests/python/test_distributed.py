@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear, BlockSparseModelPatcher
 
+pytestmark = pytest.mark.host
+
 RANKS, STEPS, TOKENS = 2, 5, 12
 
 

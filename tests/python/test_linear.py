@@ -128,7 +128,6 @@ def test_mask_as_pattern() -> None:
     assert layer.block_count == 3
 
 
-@pytest.mark.parametrize("device", ["cpu"])
 def test_reproducible_from_manual_seed(device: str) -> None:
     states = []
     for _ in range(2):

@@ -26,7 +26,9 @@ def scrambled(slots: int = 9, dtype: torch.dtype = torch.float32) -> BlockSparse
     matrix = BlockSparseMatrix((50, 70), mask, None, (16, 32), slots=slots, dtype=dtype)
     rows, cols = matrix.build_coo_block_index()
     matrix._write_index(rows, cols, torch.tensor([3, 0, 5, 1, 4, 2]))
-    matrix._set_stored_blocks(torch.randn(6, 16, 32, generator=torch.Generator().manual_seed(0)))
+    matrix._set_stored_blocks(
+        torch.randn(6, 16, 32, generator=torch.Generator().manual_seed(0), device="cpu")
+    )
     return matrix
 
 

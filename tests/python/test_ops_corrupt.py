@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+pytestmark = pytest.mark.host
+
 ops = torch.ops.block_sparse
 
 ROWS, COLS, BLOCK = 5, 6, 16

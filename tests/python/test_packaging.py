@@ -13,6 +13,8 @@ import pytest
 
 from benchmarks import readme
 
+pytestmark = pytest.mark.host
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 

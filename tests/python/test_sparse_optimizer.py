@@ -245,8 +245,8 @@ def test_state_that_is_loaded_too_goes_on() -> None:
 
     def train(layer: BlockSparseLinear, optimizer: torch.optim.Optimizer, seed: int) -> None:
         optimizer.zero_grad()
-        x = torch.randn(4, 128, generator=torch.Generator().manual_seed(seed))
-        layer(x).square().sum().backward()
+        torch.manual_seed(seed)
+        layer(torch.randn(4, 128)).square().sum().backward()
         optimizer.step()
 
     source, its_optimizer = trained(0.25)

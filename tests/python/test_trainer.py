@@ -31,7 +31,7 @@ def patch(model: nn.Module, *, fuse: bool = False, **config: Any) -> Any:
 
 def tokens(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(5, 97, (count, 12), generator=generator)
+    return torch.randint(5, 97, (count, 12), generator=generator, device="cpu")
 
 
 def keep_zeros(dense: nn.Module, sparse: nn.Module) -> None:

@@ -19,6 +19,8 @@ from tiny_models import FAMILIES, one_thread  # noqa: F401
 
 from pytorch_block_sparse.integrations.transformers import BlockSparseConfig
 
+pytestmark = pytest.mark.host
+
 LAYER = "roberta.encoder.layer.0.intermediate.dense"
 PATTERN = r".*layer\.0\.intermediate\.dense"
 ENTRY = {"shape": [128, 64], "block": [16, 16], "slots": 16, "bias": True}

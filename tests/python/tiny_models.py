@@ -47,7 +47,8 @@ class Family:
 
 def _tokens(seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(5, VOCABULARY, (BATCH, LENGTH), generator=generator)
+    tokens = torch.randint(5, VOCABULARY, (BATCH, LENGTH), generator=generator, device="cpu")
+    return tokens.to(torch.get_default_device())
 
 
 def _text() -> dict[str, Tensor]:
@@ -57,8 +58,9 @@ def _text() -> dict[str, Tensor]:
 
 def _image() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(BATCH, 3, 16, 16, generator=generator, device="cpu")
     return {
-        "pixel_values": torch.randn(BATCH, 3, 16, 16, generator=generator),
+        "pixel_values": pixels.to(torch.get_default_device()),
         "labels": torch.tensor([0, 1]),
     }
 

@@ -13,14 +13,33 @@ Status to_status(cudaError_t error, const char* doing) {
   return {code, std::string("CUDA error while ") + doing + ": " + cudaGetErrorString(error) + "."};
 }
 
+namespace {
+
+/// Why there is no device, in words that say what to do about it.
+Status no_device(cudaError_t error) {
+  int driver = 0;
+  if (error != cudaErrorInsufficientDriver || cudaDriverGetVersion(&driver) != cudaSuccess) {
+    return to_status(error, "asking for the current device");
+  }
+  const auto spelled = [](int version) {
+    return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  };
+  if (driver == 0) return Status::unsupported("No CUDA driver was found; use the CPU.");
+  return Status::unsupported("The CUDA driver is made for CUDA " + spelled(driver) +
+                             ", expected at least " + spelled(CUDART_VERSION) +
+                             "; update the driver, or use the CPU.");
+}
+
+}  // namespace
+
 Status current_device(Device* device) {
   static constexpr int kMaxDevices = 64;
   static std::mutex mutex;
   static std::array<Device, kMaxDevices> known;
 
   int index = 0;
-  if (Status s = to_status(cudaGetDevice(&index), "asking for the current device"); !s.ok()) {
-    return s;
+  if (const cudaError_t error = cudaGetDevice(&index); error != cudaSuccess) {
+    return no_device(error);
   }
   if (index >= kMaxDevices) return Status::unsupported("More than 64 CUDA devices.");
   const std::scoped_lock lock(mutex);

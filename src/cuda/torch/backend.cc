@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/torch/backend.h"
+
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+namespace block_sparse::torch_ops {
+namespace {
+
+/// torch's current stream. The function lives in libtorch_cuda.so, which the
+/// machine that builds this need not have; `import torch` has loaded it.
+cuda::Stream current_stream(std::int32_t device) {
+  using Getter = AOTITorchError (*)(std::int32_t, void**);
+  static const auto getter = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  if (getter == nullptr) fail("torch's CUDA library is not loaded; install a torch with CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(getter(device, &stream));
+  return static_cast<cuda::Stream>(stream);
+}
+
+}  // namespace
+
+void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) fail("CUDA error: ", cudaGetErrorString(error));
+}
+
+CudaBackend::Device CudaBackend::device_of(const Tensor& tensor) {
+  Device device{};
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device.type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device.index));
+  return device;
+}
+
+CudaBackend::CudaBackend(const Tensor& reference, std::initializer_list<NamedTensor> others,
+                         const std::vector<Tensor>* index, bool allow_tf32)
+    : reference_(reference),
+      index_(index),
+      allow_tf32_(allow_tf32),
+      device_(device_of(reference)),
+      guard_(device_.index) {
+  // The dispatcher comes here as soon as one tensor is on a GPU.
+  if (device_.type != aoti_torch_device_type_cuda()) {
+    fail("the first tensor is on the CPU and another on a GPU; expected all on one device");
+  }
+  for (const NamedTensor& other : others) check_device(other.tensor, other.name);
+  if (index != nullptr) {
+    for (const Tensor& part : *index) check_device(&part, "a tensor of index");
+  }
+  stream_ = current_stream(device_.index);
+}
+
+void CudaBackend::check_device(const Tensor* tensor, const char* name) const {
+  if (tensor == nullptr || device_of(*tensor) == device_) return;
+  fail(name, " is on another device than the first tensor; expected all on one");
+}
+
+template <class Args>
+void CudaBackend::set_common(Args& args) const {
+  args.allow_tf32 = allow_tf32_;
+  // A plan of another length is empty, or of another version or device (an
+  // exported program brings its own): products do without.
+  const Tensor& tables = (*index_)[plan];
+  const std::int64_t length = cuda::plan_size(args.pattern);
+  if (tables.numel() == length) args.plan = index_data(tables, "plan", length);
+}
+
+Status CudaBackend::run(ForwardArgs& args) const {
+  set_common(args);
+  return cuda::forward(args, stream_);
+}
+
+Status CudaBackend::run(InputGradientArgs& args) const {
+  set_common(args);
+  return cuda::input_gradient(args, stream_);
+}
+
+Status CudaBackend::run(WeightGradientArgs& args) const {
+  set_common(args);
+  const auto bytes = static_cast<std::int64_t>(cuda::weight_gradient_workspace(args));
+  if (bytes == 0) return cuda::weight_gradient(args, stream_);
+  // Freed to torch's allocator at the end, which hands it out on this stream
+  // again only after the work enqueued here.
+  const Tensor workspace = empty(reference_, &bytes, 1, ScalarType::Byte);
+  args.workspace = {workspace.mutable_data_ptr(), static_cast<std::size_t>(bytes)};
+  return cuda::weight_gradient(args, stream_);
+}
+
+Status CudaBackend::run(BlockNormsArgs& args) const { return cuda::block_norms(args, stream_); }
+
+}  // namespace block_sparse::torch_ops
