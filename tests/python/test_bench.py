@@ -356,6 +356,10 @@ def test_tokens_belong_to_a_shape_or_to_all() -> None:
         (["--products", "forwards"], "'forwards' is no product, expected forward, input gradient"),
         (["--peers", "Triton"], "'Triton' is no peer, expected torch BSR, torch 2:4, plain"),
         (["--pattern", "odd"], "'odd' is no pattern, expected even, power-law, one-full-row"),
+        (
+            ["--model", "llama-mlp", "--blocks", "16,32"],
+            "--blocks names several sizes, expected one",
+        ),
         (["--device", "meta"], "'meta' is not supported, expected cpu or cuda"),
         (["--device", "gpu"], "'gpu' is no device, expected cpu or cuda"),
     ],

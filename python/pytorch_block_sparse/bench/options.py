@@ -111,6 +111,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--compile", choices=COMPILE, default="whole", help="by torch.compile (%(default)s)"
     )
     options = parser.parse_args(argv)
+    if options.model is not None and len(options.blocks or [0]) > 1:
+        parser.error("--blocks names several sizes, expected one for --model")
     if options.device is None:
         usable = _library.cuda_missing is None and torch.cuda.is_available()
         options.device = _device("cuda" if usable else "cpu")
