@@ -11,10 +11,9 @@
 set -euo pipefail
 
 python=${PYTHON:-python3}
-parts=(wide-coarse wide-fine square small decode uneven dtypes llama roberta-0.5 roberta-0.25
-  roberta-0.1)
+parts=(wide-coarse wide-fine square small decode uneven dtypes llama roberta roberta-whole)
 # Joined into h100.json; the others stay files of their own.
-main=(wide-coarse wide-fine square small decode llama roberta-0.5 roberta-0.25 roberta-0.1)
+main=(wide-coarse wide-fine square small decode llama roberta roberta-whole)
 alone=(uneven float16 tf32 float32)
 
 # bench NAME OPTIONS…: one run, into $out/NAME.json
@@ -46,7 +45,8 @@ measure() {
       return "$failed"
       ;;
     llama) bench "$1" --model llama-mlp --blocks 64 ;;
-    roberta-*) bench "$1" --model roberta-base --blocks 64 --densities "${1#roberta-}" ;;
+    roberta) bench "$1" --model roberta-base --blocks 64 --compile layers ;;
+    roberta-whole) bench "$1" --model roberta-base --blocks 64 --densities .5 ;;
     *)
       echo "$1 is no part, expected some of: ${parts[*]}" >&2
       return 2

@@ -104,19 +104,20 @@ class LlamaMLP(nn.Module):
 def build(work: Work, density: float | None) -> nn.Module:
     """The model on its device, in float32; dense if density is None."""
     torch.manual_seed(0)
-    if work.model == "llama-mlp":
-        model: nn.Module = LlamaMLP(*_LLAMA[work.size])
-    else:
-        from transformers import RobertaConfig, RobertaForMaskedLM
+    with work.device:  # a GPU draws faster
+        if work.model == "llama-mlp":
+            model: nn.Module = LlamaMLP(*_LLAMA[work.size])
+        else:
+            from transformers import RobertaConfig, RobertaForMaskedLM
 
-        sizes: dict[str, Any] = _TINY_ROBERTA if work.size == "tiny" else _ROBERTA
-        model = RobertaForMaskedLM(RobertaConfig(**sizes))
+            sizes: dict[str, Any] = _TINY_ROBERTA if work.size == "tiny" else _ROBERTA
+            model = RobertaForMaskedLM(RobertaConfig(**sizes))
     if density is not None:
         patcher = BlockSparseModelPatcher()
         sparse = {"density": density, "block_shape": work.block, "pattern": "random"}
         patcher.add_pattern(_SPARSE[work.model], sparse)
         patcher.patch_model(model)
-    return model.to(work.device).train()
+    return model.train()
 
 
 def linear_layers(work: Work, model: nn.Module) -> list[nn.Linear | BlockSparseLinear]:
@@ -284,8 +285,7 @@ def _saved_by_kernels(work: Work, density: float, setting: layers.Setting) -> fl
         setting.seconds,
         setting.copy_bandwidth,
     )
-    with torch.device("meta"):
-        skeleton = build(Work(**vars(work) | {"device": torch.device("meta")}), None)
+    skeleton = build(Work(**vars(work) | {"device": torch.device("meta")}), None)
     problems = Counter(
         Problem(
             work.batch * work.length, layer.in_features, layer.out_features, *work.block, density
