@@ -147,7 +147,8 @@ def linear_of(
 
 def allows_tf32(x: Tensor) -> bool:
     """Whether products of `x` may use TF32."""
-    return x.is_cuda and _cuda_allows_tf32()
+    # Of another dtype, also one that autocast turns into 16 bits, the answer does not matter.
+    return x.is_cuda and x.dtype == torch.float32 and _cuda_allows_tf32()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
