@@ -16,9 +16,8 @@ constexpr int kThreads = 128 * (1 + kConsumers);
 // 56 + 2 x 224 registers a thread of the three warpgroups fill the register file.
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
-// Cluster tiles of tokens that all outputs are computed for before the next:
-// 4 x 2 x 256 tokens of 4096 features are 17 MB, which stay in L2.
-constexpr int kTokenTilesInFlight = 4;
+// Bytes of x that all outputs are computed for before the next: they stay in L2.
+constexpr int kInFlightBytes = 18 << 20;
 
 /// Height: outputs of a block within a warpgroup's tile (16, 32, 64; taller
 /// blocks are cut into 64s). Depth: K of a block within a stage, likewise.
@@ -36,8 +35,13 @@ struct Config {
   static constexpr int kWalkers = kConsumers * kLines;
   static constexpr bool kRegisterWeights = kHeight < kOuts;
 
-  static constexpr int kXPartBytes = kTokens * kDepth * 2;
-  static constexpr int kXBytes = kXPartBytes * kParts;
+  // x comes in boxes as wide as a part; but rows of 32 bytes would cost L2 as many
+  // requests as rows of 64, and at most densities all four parts are needed.
+  static constexpr int kXDepth = kDepth == 16 ? kStageK : kDepth;
+  static constexpr int kBoxes = kStageK / kXDepth;
+  static constexpr int kGroup = kXDepth / kDepth;  // parts of a box
+  static constexpr int kXBoxBytes = kTokens * kXDepth * 2;
+  static constexpr int kXBytes = kXBoxBytes * kBoxes;
   static constexpr int kStoreBuffers = kRegisterWeights ? 1 : 2;
   static constexpr int kBlockBytes = kHeight * kDepth * 2;
   static constexpr int kTileBytes = kLines * kBlockBytes;  // of a warpgroup and part
@@ -63,7 +67,7 @@ struct Shared {
   alignas(8) StageMeta meta[C::kStages];
   Slots<C::kWalkers> slots[kLoaders];
 
-  __device__ unsigned char* x(int stage, int part) { return stages[stage] + part * C::kXPartBytes; }
+  __device__ unsigned char* x(int stage, int box) { return stages[stage] + box * C::kXBoxBytes; }
   __device__ unsigned char* w(int stage, int part, int consumer) {
     return stages[stage] + C::kXBytes + (part * kConsumers + consumer) * C::kTileBytes;
   }
@@ -76,6 +80,7 @@ struct Params {
   int positions;    // of blocks along K
   int segments;     // tiles of 64 outputs
   int token_tiles;  // of a cluster
+  int in_flight;    // token tiles worked on side by side
   Output output;
 };
 
@@ -88,10 +93,10 @@ struct Work {
 __device__ __forceinline__ int pairs_of(const Params& p) { return (p.segments + 1) / kConsumers; }
 __device__ __forceinline__ Work work_of(const Params& p, int item) {
   const int pairs = pairs_of(p);
-  const int round = item / (pairs * kTokenTilesInFlight);
-  const int rest = item - round * pairs * kTokenTilesInFlight;
-  const int first = round * kTokenTilesInFlight;
-  const int width = min(kTokenTilesInFlight, p.token_tiles - first);
+  const int round = item / (pairs * p.in_flight);
+  const int rest = item - round * pairs * p.in_flight;
+  const int first = round * p.in_flight;
+  const int width = min(p.in_flight, p.token_tiles - first);
   return {rest / width, first + rest % width};
 }
 

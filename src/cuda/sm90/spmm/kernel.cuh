@@ -19,7 +19,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
       *reinterpret_cast<Shared<C>*>(raw + (1024 - ptx::shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
-      ptx::barrier_init(&shared.full[s], C::kParts);
+      ptx::barrier_init(&shared.full[s], C::kBoxes);
       // One arrival a consumer warp of every CTA that the stage was read with.
       ptx::barrier_init(&shared.empty[s], kConsumers * 4 * kCluster);
     }

@@ -23,8 +23,13 @@ Status launch(const SpmmProblem& p, Stream stream) {
   // The slots as one tall matrix; a bound on their number is all that is needed.
   const std::int64_t slot_rows = p.slots * slots_height;
   CUtensorMap x_map, w_map;
-  Status s = make_tensor_map({p.x, p.tokens, p.in, p.ldx, C::kTokens, C::kDepth, is_bf16}, &x_map);
-  if (s.ok()) {
+  Status s = make_tensor_map({p.x, p.tokens, p.in, p.ldx, C::kTokens, C::kXDepth, is_bf16}, &x_map);
+  if (s.ok() && C::kRegisterWeights) {
+    // Whole blocks as rows of 128 bytes: fewer requests than rows of 32 or 64.
+    s = make_tensor_map({p.values, slot_rows * slots_width / kStageK, kStageK, kStageK,
+                         C::kBlockBytes / 128, kStageK, is_bf16},
+                        &w_map);
+  } else if (s.ok()) {
     s = make_tensor_map(
         {p.values, slot_rows, slots_width, slots_width, C::kMContiguous ? C::kDepth : C::kHeight,
          C::kMContiguous ? C::kHeight : C::kDepth, is_bf16},
@@ -49,6 +54,8 @@ Status launch(const SpmmProblem& p, Stream stream) {
                       static_cast<int>(p.in / p.width),
                       static_cast<int>(segments),
                       static_cast<int>(token_tiles),
+                      static_cast<int>(std::max<std::int64_t>(
+                          kInFlightBytes / (p.in * 2 * C::kTokens * kCluster), 1)),
                       {p.bias, p.activation, p.preactivation, p.y, p.ldy, static_cast<int>(p.out),
                        static_cast<int>(p.tokens)}};
   const auto clusters = std::min<std::int64_t>(items, device.multiprocessors / kCluster);

@@ -14,12 +14,14 @@ struct Multiplier {
   using Element = typename C::Element;
   using Mma = ptx::Wgmma<Element, C::kTokens>;
   static constexpr int kSteps = C::kDepth / 16;  // wgmmas of a part
+  using Fragments = std::uint32_t[C::kParts * kSteps][4];
 
   Shared<C>& shared;
   const int consumer;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   ptx::Ring<C::kStages> ring{};
+  int in_flight = -1;  // the stage that the last wgmmas read
   float d[C::kTokens / 2];
 
   /// Tells every CTA of the cluster, as each may load weights into this one. The
@@ -56,7 +58,9 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ std::uint64_t x_operand(int stage, int part, int step) const {
-    return ptx::operand<C::kDepth * 2>(ptx::shared_address(shared.x(stage, part)) + step * 32);
+    const int in_box = part % C::kGroup * C::kDepth * 2;
+    return ptx::operand<C::kXDepth * 2>(ptx::shared_address(shared.x(stage, part / C::kGroup)) +
+                                        in_box + step * 32);
   }
 
   /// Blocks of 64 outputs: straight from shared memory.
@@ -77,7 +81,7 @@ struct Multiplier {
   /// Lower blocks: a warp's 16 outputs lie in one block, which is either read
   /// into registers or, when it is not stored, zero there.
   __device__ __forceinline__ void load_weights(int stage, const Present& present,
-                                               std::uint32_t (&a)[C::kParts * kSteps][4]) const {
+                                               Fragments& a) const {
     const int line = warp * 16 / C::kHeight;
     const int offset = warp * 16 % C::kHeight;
     const int low = lane % 8;
@@ -93,12 +97,11 @@ struct Multiplier {
         std::uint32_t (&r)[4] = a[part * kSteps + step];
         if (stored) {
           if constexpr (C::kMContiguous) {
-            ptx::load_matrix_x4_transposed(
-                r, block + ptx::swizzled<C::kHeight * 2>(step * 16 + low + bit4 * 8,
-                                                         offset * 2 + bit3 * 16));
+            const int at = (step * 16 + low + bit4 * 8) * C::kHeight * 2 + offset * 2 + bit3 * 16;
+            ptx::load_matrix_x4_transposed(r, ptx::swizzled<128>(0, block + at));
           } else {
-            ptx::load_matrix_x4(r, block + ptx::swizzled<C::kDepth * 2>(offset + low + bit3 * 8,
-                                                                        step * 32 + bit4 * 16));
+            const int at = (offset + low + bit3 * 8) * C::kDepth * 2 + step * 32 + bit4 * 16;
+            ptx::load_matrix_x4(r, ptx::swizzled<128>(0, block + at));
           }
         } else {
           r[0] = r[1] = r[2] = r[3] = 0;
@@ -109,8 +112,8 @@ struct Multiplier {
 
   /// Each part is one straight run of wgmmas from fence to commit: ptxas
   /// serialises them where a branch lies in between.
-  __device__ __forceinline__ void multiply_registers(
-      int stage, const Present& present, const std::uint32_t (&a)[C::kParts * kSteps][4]) {
+  __device__ __forceinline__ void multiply_registers(int stage, const Present& present,
+                                                     const Fragments& a) {
 #pragma unroll
     for (int part = 0; part < C::kParts; ++part) {
       if (lines_in(present, part) == 0) continue;
@@ -125,53 +128,63 @@ struct Multiplier {
     }
   }
 
+  /// The fragments were read until here: wgmma does so after it was issued.
+  static __device__ __forceinline__ void keep(Fragments& a) {
+#pragma unroll
+    for (auto& part : a) {
+#pragma unroll
+      for (std::uint32_t& r : part) asm volatile("" : "+r"(r)::"memory");
+    }
+  }
+
+  /// Waits for all products in flight and gives back the stage they read, if any.
+  __device__ __forceinline__ void finish() {
+    ptx::wgmma_wait<0>();
+    if (in_flight >= 0) release(in_flight);
+    in_flight = -1;
+  }
+
+  /// Adds the ring's next stage; true if it is the tile's last. Fragments are
+  /// loaded into `now` while the products from `before` run.
+  __device__ __forceinline__ bool add_stage(Fragments& now, Fragments& before) {
+    const int stage = ring.stage;
+    ptx::barrier_wait(&shared.full[stage], ring.parity);
+    const Present present = present_in(stage);
+    unsigned mine = 0;
+#pragma unroll
+    for (int part = 0; part < C::kParts; ++part) mine |= lines_in(present, part);
+    ring.advance();
+    if constexpr (C::kRegisterWeights) {
+      load_weights(stage, present, now);
+      finish();
+      keep(before);
+      multiply_registers(stage, present, now);
+      in_flight = stage;
+    } else if (mine == 0) {
+      finish();  // a stage held over several that are not ours would stop the ring
+      release(stage);
+    } else {
+      ptx::wgmma_fence(d);
+      ptx::wgmma_begin();
+      multiply_shared(stage, present);
+      ptx::wgmma_commit();
+      ptx::wgmma_fence(d);
+      ptx::wgmma_wait<1>();
+      if (in_flight >= 0) release(in_flight);
+      in_flight = stage;
+    }
+    return present.part(C::kParts - 1) & StageMeta::kLast;
+  }
+
   /// Sums over all stages of a tile.
   __device__ __forceinline__ void run() {
 #pragma unroll
     for (float& v : d) v = 0;
-    int in_flight = -1;  // the stage that the last wgmmas read
-    unsigned last = 0;
-    while (last == 0) {
-      const int stage = ring.stage;
-      ptx::barrier_wait(&shared.full[stage], ring.parity);
-      const Present present = present_in(stage);
-      last = present.part(C::kParts - 1) & StageMeta::kLast;
-      unsigned mine = 0;
-#pragma unroll
-      for (int part = 0; part < C::kParts; ++part) mine |= lines_in(present, part);
-      ring.advance();
-      if (mine == 0) {
-        // A stage held over several that are not ours would stop the ring.
-        if (in_flight >= 0) {
-          ptx::wgmma_wait<0>();
-          release(in_flight);
-          in_flight = -1;
-        }
-        release(stage);
-        continue;
-      }
-      if constexpr (C::kRegisterWeights) {
-        std::uint32_t a[C::kParts * kSteps][4];
-        load_weights(stage, present, a);
-        multiply_registers(stage, present, a);
-        // The fragments are overwritten next; the other warpgroup keeps the
-        // tensor cores busy meanwhile.
-        ptx::wgmma_wait<0>();
-        release(stage);
-      } else {
-        ptx::wgmma_fence(d);
-        ptx::wgmma_begin();
-        multiply_shared(stage, present);
-        ptx::wgmma_commit();
-        ptx::wgmma_fence(d);
-        ptx::wgmma_wait<1>();
-        if (in_flight >= 0) release(in_flight);
-        in_flight = stage;
-      }
+    Fragments a, b;
+    while (!add_stage(a, b) && !add_stage(b, a)) {
     }
-    ptx::wgmma_wait<0>();
+    finish();
     ptx::wgmma_fence(d);
-    if (in_flight >= 0) release(in_flight);
   }
 };
 
