@@ -24,5 +24,5 @@ fi
 export BLOCK_SPARSE_LIBRARY=$library PYTHONPATH=python OMP_NUM_THREADS=1
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 LD_PRELOAD=${preload//$'\n'/ } "$venv/bin/python" -m pytest -n auto --maxprocesses 4 --capture=sys \
-  tests/python/test_*corrupt.py tests/python/test_checkpoint*.py tests/python/test_bad_input.py \
+  tests/python/test_*corrupt.py tests/python/test_checkpoint*.py tests/python/test_bad_*.py \
   tests/python/test_ops.py tests/python/test_matrix*.py "$@"
