@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times the products of block-sparse layers against cuBLAS's dense ones.
 //
-// Usage: block_sparse_cuda_bench [--json FILE] [--date DATE] [--dtype bf16|f16]
-//          [--products fwd,igrad,wgrad] [--blocks 128,64,...] [--densities .5,...]
+// Usage: block_sparse_cuda_bench [--json FILE] [--date DATE] [--dtype bf16|f16|tf32|f32]
+//          [--products fwd,igrad,wgrad,norms] [--blocks 128,32x64,...] [--densities .5,...]
 //          [--shapes INxOUTxT,...] [--force KERNEL]
 //
 // Method: random patterns, normal-like data; each call is captured 10 to 200
@@ -51,6 +51,8 @@ void require(const Status& s) {
 
 __device__ void store(__nv_bfloat16* to, float v) { *to = __float2bfloat16(v); }
 __device__ void store(__half* to, float v) { *to = __float2half(v); }
+__device__ void store(float* to, float v) { *to = v; }
+__device__ float load(const float* p) { return *p; }
 __device__ float load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
 __device__ float load(const __half* p) { return __half2float(*p); }
 
@@ -109,6 +111,30 @@ __global__ void compare_blocks(const T* got, const T* dense, const int32_t* rows
   }
   atomicAdd(&sums[0], difference);
   atomicAdd(&sums[1], square);
+}
+
+/// The same of got (block rows, block columns) against the norms of the blocks of
+/// dense; a CTA a block.
+template <class T>
+__global__ void compare_norms(const float* got, const T* dense, int bh, int bw, int64_t in,
+                              double* sums) {
+  const int64_t block_cols = in / bw;
+  const int64_t row = blockIdx.x / block_cols * bh;
+  const int64_t col = blockIdx.x % block_cols * bw;
+  __shared__ double squares;
+  if (threadIdx.x == 0) squares = 0;
+  __syncthreads();
+  double mine = 0;
+  for (int e = threadIdx.x; e < bh * bw; e += blockDim.x) {
+    const double w = load(dense + (row + e / bw) * in + col + e % bw);
+    mine += w * w;
+  }
+  atomicAdd(&squares, mine);
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  const double difference = got[blockIdx.x] - sqrt(squares);
+  atomicAdd(&sums[0], difference * difference);
+  atomicAdd(&sums[1], squares);
 }
 
 template <class T>
@@ -245,7 +271,8 @@ std::vector<std::string> split(const std::string& text, char at) {
 
 class Bench {
  public:
-  Bench(const Options& options, std::string command) : o_(options), command_(std::move(command)) {
+  Bench(const Options& options, std::string command)
+      : o_(options), command_(std::move(command)), tf32_(options.dtype == "tf32") {
     CHECK(cudaStreamCreate(&stream_));
     CHECK(cublasCreate(&cublas_));
     CHECK(cublasSetStream(cublas_, stream_));
@@ -258,14 +285,16 @@ class Bench {
   template <class T>
   void run() {
     measure_copy();
-    std::printf("%-18s %-6s %5s %7s %6s %9s %8s %9s %7s %6s %9s  %s\n", "shape", "op", "block",
+    std::printf("%-18s %-6s %7s %7s %6s %9s %8s %9s %7s %6s %9s  %s\n", "shape", "op", "block",
                 "density", "T", "us", "TFLOP/s", "dense us", "ratio", "goal", "roofline", "kernel");
     for (const std::string& shape : o_.shapes) {
       const std::vector<std::string> sides = split(shape, 'x');
       for (const std::string& block : o_.blocks) {
         for (const std::string& density : o_.densities) {
+          const std::vector<std::string> block_sides = split(block, 'x');
           measure<T>(std::stoll(sides[0]), std::stoll(sides[1]), std::stoll(sides[2]),
-                     std::stoll(block), std::stod(density));
+                     std::stoll(block_sides.front()), std::stoll(block_sides.back()),
+                     std::stod(density));
         }
       }
     }
@@ -292,12 +321,15 @@ class Bench {
   template <class T>
   void gemm(cublasOperation_t ta, cublasOperation_t tb, int64_t m, int64_t n, int64_t k,
             const void* a, int64_t lda, const void* b, int64_t ldb, void* c) {
-    constexpr cudaDataType type = std::is_same_v<T, __half> ? CUDA_R_16F : CUDA_R_16BF;
+    constexpr cudaDataType type = std::is_same_v<T, float>    ? CUDA_R_32F
+                                  : std::is_same_v<T, __half> ? CUDA_R_16F
+                                                              : CUDA_R_16BF;
     const float one = 1, zero = 0;
     CHECK(cublasGemmEx(cublas_, ta, tb, static_cast<int>(m), static_cast<int>(n),
                        static_cast<int>(k), &one, a, type, static_cast<int>(lda), b, type,
                        static_cast<int>(ldb), &zero, c, type, static_cast<int>(m),
-                       CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+                       tf32_ ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                       CUBLAS_GEMM_DEFAULT));
   }
 
   double relative_error() {
@@ -309,20 +341,24 @@ class Bench {
   }
 
   template <class T>
-  void measure(int64_t in, int64_t out, int64_t tokens, int64_t b, double density) {
-    if (in % b != 0 || out % b != 0) return;
-    constexpr DataType type = std::is_same_v<T, __half> ? DataType::f16 : DataType::bf16;
-    const Pattern pattern(out / b, in / b, density);
+  void measure(int64_t in, int64_t out, int64_t tokens, int64_t bh, int64_t bw, double density) {
+    if (in % bw != 0 || out % bh != 0) return;
+    constexpr DataType type = std::is_same_v<T, float>    ? DataType::f32
+                              : std::is_same_v<T, __half> ? DataType::f16
+                                                          : DataType::bf16;
+    const Pattern pattern(out / bh, in / bw, density);
     const auto blocks = static_cast<int64_t>(pattern.ids.size());
     if (blocks == 0) return;
-    const double true_density = static_cast<double>(blocks * b * b) / static_cast<double>(in * out);
+    const double true_density =
+        static_cast<double>(blocks * bh * bw) / static_cast<double>(in * out);
     int32_t* rows = uploaded(pattern.rows);
     int32_t* cols = uploaded(pattern.cols);
     int32_t* ids = uploaded(pattern.ids);
     PatternView view;
     view.rows = out;
     view.cols = in;
-    view.block_height = view.block_width = b;
+    view.block_height = bh;
+    view.block_width = bw;
     view.slots = blocks;
     view.crow_indices = uploaded(pattern.crow);
     view.col_indices = cols;
@@ -334,7 +370,7 @@ class Bench {
     require(cuda::build_plan(view, plan, stream_));
 
     // Rotating operands.
-    const int64_t set_bytes = 2 * (tokens * (in + out) + blocks * b * b);
+    const int64_t set_bytes = int64_t{sizeof(T)} * (tokens * (in + out) + blocks * bh * bw);
     const int sets = static_cast<int>(std::clamp<int64_t>((300 << 20) / set_bytes + 1, 1, 64));
     std::vector<T*> x, y, values, weights;
     const auto filled = [&](int64_t n, unsigned long long seed) {
@@ -342,17 +378,18 @@ class Bench {
       fill_random<<<2048, 256, 0, stream_>>>(p, n, seed);
       return p;
     };
-    const int weight_sets = std::min<int>(sets, static_cast<int>((300 << 20) / (2 * in * out) + 1));
+    const int weight_sets =
+        std::min<int>(sets, static_cast<int>((300 << 20) / (int64_t{sizeof(T)} * in * out) + 1));
     for (int s = 0; s < sets; ++s) {
       x.push_back(filled(tokens * in, 1 + 17 * s));
       y.push_back(filled(tokens * out, 2 + 17 * s));
-      values.push_back(filled(blocks * b * b, 3 + 17 * s));
+      values.push_back(filled(blocks * bh * bw, 3 + 17 * s));
     }
     for (int s = 0; s < weight_sets; ++s) weights.push_back(device_array<T>(in * out));
     const auto densified = [&](const T* from, T* to) {
       CHECK(cudaMemsetAsync(to, 0, static_cast<std::size_t>(in * out) * sizeof(T), stream_));
       densify<<<static_cast<unsigned>(blocks), 256, 0, stream_>>>(
-          from, rows, cols, ids, static_cast<int>(b), static_cast<int>(b), in, to);
+          from, rows, cols, ids, static_cast<int>(bh), static_cast<int>(bw), in, to);
     };
 
     for (const std::string& product : o_.products) {
@@ -367,12 +404,13 @@ class Bench {
       if (product == "fwd") {
         cuda::ForwardArgs a;
         a.dtype = type;
+        a.allow_tf32 = tf32_;
         a.pattern = view;
         a.plan = plan;
         a.tokens = tokens;
         a.ldx = in;
         a.ldy = out;
-        bytes = 2.0 * static_cast<double>(tokens * (in + out) + blocks * b * b);
+        bytes = sizeof(T) * static_cast<double>(tokens * (in + out) + blocks * bh * bw);
         const auto with = [=, this](int i, T* to) {
           cuda::ForwardArgs c = a;
           c.x = x[static_cast<std::size_t>(i % sets)];
@@ -398,12 +436,13 @@ class Bench {
       } else if (product == "igrad") {
         cuda::InputGradientArgs a;
         a.dtype = type;
+        a.allow_tf32 = tf32_;
         a.pattern = view;
         a.plan = plan;
         a.tokens = tokens;
         a.lddy = out;
         a.lddx = in;
-        bytes = 2.0 * static_cast<double>(tokens * (in + out) + blocks * b * b);
+        bytes = sizeof(T) * static_cast<double>(tokens * (in + out) + blocks * bh * bw);
         const auto with = [=, this](int i, T* to) {
           cuda::InputGradientArgs c = a;
           c.dy = y[static_cast<std::size_t>(i % sets)];
@@ -426,9 +465,39 @@ class Bench {
         };
         a.dy = y[0], a.dx = x[0], a.values = values[0];
         kernel = cuda::kernel_of(a);
+      } else if (product == "norms") {
+        cuda::BlockNormsArgs a;
+        a.dtype = type;
+        a.allow_tf32 = tf32_;
+        a.pattern = view;
+        a.tokens = tokens;
+        a.lddy = out;
+        a.ldx = in;
+        auto* norms = device_array<float>(out / bh * (in / bw));
+        workspaces.push_back(reinterpret_cast<char*>(norms));
+        bytes = sizeof(T) * static_cast<double>(tokens * (in + out));
+        sparse = [=, this](int i) {
+          cuda::BlockNormsArgs c = a;
+          c.dy = y[static_cast<std::size_t>(i % sets)];
+          c.x = x[static_cast<std::size_t>(i % sets)];
+          c.norms = norms;
+          require(cuda::block_norms(c, stream_));
+        };
+        const auto dense_with = [=, this](int i, T* to) {
+          gemm<T>(CUBLAS_OP_N, CUBLAS_OP_T, in, out, tokens, x[static_cast<std::size_t>(i % sets)],
+                  in, y[static_cast<std::size_t>(i % sets)], out, to);
+        };
+        sparse(0);
+        dense_with(0, expected);
+        compare_norms<<<static_cast<unsigned>(out / bh * (in / bw)), 256, 0, stream_>>>(
+            norms, expected, static_cast<int>(bh), static_cast<int>(bw), in, sums_);
+        dense = [=](int i) { dense_with(i, weights[static_cast<std::size_t>(i % weight_sets)]); };
+        a.dy = y[0], a.x = x[0], a.norms = norms;
+        kernel = cuda::kernel_of(a);
       } else {
         cuda::WeightGradientArgs a;
         a.dtype = a.out_dtype = type;
+        a.allow_tf32 = tf32_;
         a.pattern = view;
         a.plan = plan;
         a.tokens = tokens;
@@ -437,7 +506,7 @@ class Bench {
         a.workspace.bytes = cuda::weight_gradient_workspace(a);
         a.workspace.data = device_array<char>(static_cast<int64_t>(a.workspace.bytes));
         workspaces.push_back(static_cast<char*>(a.workspace.data));
-        bytes = 2.0 * static_cast<double>(tokens * (in + out) + blocks * b * b);
+        bytes = sizeof(T) * static_cast<double>(tokens * (in + out) + blocks * bh * bw);
         const auto with = [=, this](int i, T* to) {
           cuda::WeightGradientArgs c = a;
           c.dy = y[static_cast<std::size_t>(i % sets)];
@@ -452,17 +521,20 @@ class Bench {
         with(0, result);
         dense_with(0, expected);
         compare_blocks<<<static_cast<unsigned>(blocks), 256, 0, stream_>>>(
-            result, expected, rows, cols, ids, static_cast<int>(b), static_cast<int>(b), in, sums_);
+            result, expected, rows, cols, ids, static_cast<int>(bh), static_cast<int>(bw), in,
+            sums_);
         sparse = [=](int i) { with(i, values[static_cast<std::size_t>(i % sets)]); };
         dense = [=](int i) { dense_with(i, weights[static_cast<std::size_t>(i % weight_sets)]); };
         a.dy = y[0], a.x = x[0], a.dvalues = values[0];
         kernel = cuda::kernel_of(a);
       }
       const double error = relative_error();
-      // Two results rounded to 8 bits each: 2^-9 sqrt(2 / 3) apart on average.
-      if (!(error < 4e-3)) {
-        std::fprintf(stderr, "WRONG: %s block %ld density %g: relative error %g\n", product.c_str(),
-                     static_cast<long>(b), density, error);
+      // Two results rounded to 8 bits each: 2^-9 sqrt(2 / 3) apart on average. TF32
+      // rounds operands to 11 bits, where cuBLAS cuts them; f32 differs in the
+      // order of the sums alone.
+      if (!(error < (tf32_ ? 2e-3 : std::is_same_v<T, float> ? 1e-5 : 4e-3))) {
+        std::fprintf(stderr, "WRONG: %s block %ldx%ld density %g: relative error %g\n",
+                     product.c_str(), static_cast<long>(bh), static_cast<long>(bw), density, error);
         ++wrong_;
       }
       for (T* w : weights) fill_random<<<2048, 256, 0, stream_>>>(w, in * out, 5);
@@ -471,28 +543,33 @@ class Bench {
                                                1 + 17 * s);
         fill_random<<<2048, 256, 0, stream_>>>(y[static_cast<std::size_t>(s)], tokens * out,
                                                2 + 17 * s);
-        fill_random<<<2048, 256, 0, stream_>>>(values[static_cast<std::size_t>(s)], blocks * b * b,
-                                               3 + 17 * s);
+        fill_random<<<2048, 256, 0, stream_>>>(values[static_cast<std::size_t>(s)],
+                                               blocks * bh * bw, 3 + 17 * s);
       }
       const auto [us, dense_us] = time_pair(stream_, sparse, dense);
-      const double flop = 2.0 * static_cast<double>(tokens) * static_cast<double>(blocks * b * b);
-      const double roof = std::max(true_density * dense_us, bytes / copy_bytes_per_us_);
-      const double aim = goal(out, b, density);
+      // Norms are those of all blocks.
+      const double share = product == "norms" ? 1 : true_density;
+      const double flop = 2.0 * static_cast<double>(tokens) * share * static_cast<double>(in * out);
+      const double roof = std::max(share * dense_us, bytes / copy_bytes_per_us_);
+      const double aim = sizeof(T) == 2 && bh == bw ? goal(out, bh, density) : 0;
+      const std::string block =
+          bh == bw ? std::to_string(bh) : std::to_string(bh) + "x" + std::to_string(bw);
       char shape[64];
       std::snprintf(shape, sizeof(shape), "%ldx%ld", static_cast<long>(in), static_cast<long>(out));
-      std::printf("%-18s %-6s %5ld %7.3f %6ld %9.1f %8.1f %9.1f %7.2f %6.2f %9.2f  %s\n", shape,
-                  product.c_str(), static_cast<long>(b), density, static_cast<long>(tokens), us,
+      std::printf("%-18s %-6s %7s %7.3f %6ld %9.1f %8.1f %9.1f %7.2f %6.2f %9.2f  %s\n", shape,
+                  product.c_str(), block.c_str(), density, static_cast<long>(tokens), us,
                   flop / us * 1e-6, dense_us, dense_us / us, aim, roof / us, kernel.c_str());
       std::fflush(stdout);
       char line[512];
       std::snprintf(line, sizeof(line),
-                    "{\"in\": %ld, \"out\": %ld, \"product\": \"%s\", \"block\": %ld, "
+                    "{\"in\": %ld, \"out\": %ld, \"product\": \"%s\", \"block\": %s, "
                     "\"density\": %g, \"tokens\": %ld, \"us\": %.2f, \"dense_us\": %.2f, "
                     "\"ratio\": %.3f, \"goal\": %g, \"roofline_fraction\": %.3f, "
                     "\"relative_error\": %.2e, \"kernel\": \"%s\"}",
                     static_cast<long>(in), static_cast<long>(out), product.c_str(),
-                    static_cast<long>(b), density, static_cast<long>(tokens), us, dense_us,
-                    dense_us / us, aim, roof / us, error, kernel.c_str());
+                    (bh == bw ? block : '"' + block + '"').c_str(), density,
+                    static_cast<long>(tokens), us, dense_us, dense_us / us, aim, roof / us, error,
+                    kernel.c_str());
       lines_.push_back(line);
       CHECK(cudaFree(result));
       CHECK(cudaFree(expected));
@@ -541,6 +618,7 @@ class Bench {
   cublasHandle_t cublas_ = nullptr;
   double* sums_ = nullptr;
   double copy_bytes_per_us_ = 0;
+  bool tf32_ = false;
   int wrong_ = 0;
   std::vector<std::string> lines_;
 };
@@ -579,6 +657,8 @@ int main(int argc, char** argv) {
   CHECK(cudaDeviceSynchronize());
   if (o.dtype == "f16") {
     bench.run<__half>();
+  } else if (o.dtype == "f32" || o.dtype == "tf32") {
+    bench.run<float>();
   } else {
     bench.run<__nv_bfloat16>();
   }

@@ -89,7 +89,8 @@ std::size_t weight_gradient_workspace(const WeightGradientArgs& args);
 /// norms[r, c] = Frobenius norm of block (r, c) of dyᵀ x, stored or not.
 struct BlockNormsArgs {
   DataType dtype = DataType::f32;  // of dy and x
-  PatternView pattern;             // only extents and block shape are read
+  bool allow_tf32 = false;
+  PatternView pattern;  // only extents and block shape are read
   std::int64_t tokens = 0;
   const void* dy = nullptr;
   std::int64_t lddy = 0;
@@ -128,5 +129,6 @@ std::int64_t transpose_pattern_scratch(const PatternView& pattern);  // int32 el
 std::string kernel_of(const ForwardArgs& args);
 std::string kernel_of(const InputGradientArgs& args);
 std::string kernel_of(const WeightGradientArgs& args);
+std::string kernel_of(const BlockNormsArgs& args);
 
 }  // namespace block_sparse::cuda

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
@@ -109,8 +110,8 @@ std::string name_of_case(const LayerCase& c) {
   return std::to_string(c.in) + "to" + std::to_string(c.out) + "_b" +
          std::to_string(c.block_height) + "x" + std::to_string(c.block_width) + "_d" +
          std::to_string(std::lround(c.density * 100)) + "_T" + std::to_string(c.tokens) + "_" +
-         kTypes[static_cast<int>(c.dtype)] + "_" + kFills[static_cast<int>(c.fill)] + "_gap" +
-         std::to_string(c.gap);
+         (c.tf32 ? "tf32" : kTypes[static_cast<int>(c.dtype)]) + "_" +
+         kFills[static_cast<int>(c.fill)] + "_gap" + std::to_string(c.gap);
 }
 void PrintTo(const LayerCase& c, std::ostream* out) { *out << name_of_case(c); }
 
@@ -219,8 +220,23 @@ std::vector<double> transposed(const std::vector<double>& a, std::int64_t rows, 
 
 }  // namespace
 
+namespace {
+
+/// The numbers as the product sees them: TF32 keeps 10 bits of a fraction, ties
+/// go away from zero.
+std::vector<double> seen(std::vector<double> values, bool tf32) {
+  if (!tf32) return values;
+  for (double& v : values) {
+    const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(v));
+    v = static_cast<double>(std::bit_cast<float>((bits + 0x1000u) & 0xffffe000u));
+  }
+  return values;
+}
+
+}  // namespace
+
 Expected Layer::forward() const {
-  Expected e = product(x, dense, c.tokens, c.out, c.in);
+  Expected e = product(seen(x, c.tf32), seen(dense, c.tf32), c.tokens, c.out, c.in);
   for (std::size_t i = 0; i < e.value.size(); ++i) {
     const double b = bias[i % static_cast<std::size_t>(c.out)];
     e.value[i] += b;
@@ -229,11 +245,12 @@ Expected Layer::forward() const {
   return e;
 }
 Expected Layer::input_gradient() const {
-  return product(dy, transposed(dense, c.out, c.in), c.tokens, c.in, c.out);
+  return product(seen(dy, c.tf32), transposed(seen(dense, c.tf32), c.out, c.in), c.tokens, c.in,
+                 c.out);
 }
 Expected Layer::dense_gradient() const {
-  return product(transposed(dy, c.tokens, c.out), transposed(x, c.tokens, c.in), c.out, c.in,
-                 c.tokens);
+  return product(transposed(seen(dy, c.tf32), c.tokens, c.out),
+                 transposed(seen(x, c.tf32), c.tokens, c.in), c.out, c.in, c.tokens);
 }
 
 std::vector<std::uint8_t> with_gaps(const std::vector<double>& matrix, std::int64_t rows,

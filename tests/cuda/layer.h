@@ -65,6 +65,7 @@ struct LayerCase {
   Fill fill = Fill::random;
   std::int64_t spare_slots = 3;
   std::int64_t gap = 0;  // elements between the rows of x and y beyond their features
+  bool tf32 = false;     // expect products of operands rounded to TF32
 };
 std::string name_of_case(const LayerCase& c);
 /// So that gtest prints a case by its name.

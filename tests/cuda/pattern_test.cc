@@ -75,7 +75,7 @@ INSTANTIATE_TEST_SUITE_P(
                   .block_width = 32,
                   .fill = Fill::empty,
                   .spare_slots = 0}),
-    [](const auto& info) { return name_of_case(info.param); });
+    [](const auto& tested) { return name_of_case(tested.param); });
 
 /// Each way in which an index can be wrong, applied to the host's arrays.
 TEST(PatternCheck, FindsEveryDamage) {

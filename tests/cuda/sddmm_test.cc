@@ -67,6 +67,7 @@ TEST_P(WeightGradient, IsRight) {
   WeightGradientArgs a;
   a.dtype = l.c.dtype;
   a.out_dtype = c.out_dtype;
+  a.allow_tf32 = l.c.tf32;
   a.pattern = d.pattern;
   a.plan = d.plan.as<std::int32_t>();
   a.tokens = l.c.tokens;
@@ -192,21 +193,66 @@ std::vector<LayerCase> sm80_layers() {
   return layers;
 }
 
+/// The weight gradient of the portable f32 family.
+std::vector<LayerCase> f32_layers() {
+  std::vector<LayerCase> layers;
+  for (const bool tf32 : {false, true}) {
+    for (const std::int64_t height : {16, 32, 64, 128}) {
+      for (const std::int64_t width : {16, 32, 64, 128}) {
+        for (const std::int64_t tokens : {1, 127, 1100}) {
+          layers.push_back({.out = 256,
+                            .in = 384,
+                            .block_height = height,
+                            .block_width = width,
+                            .density = 0.4,
+                            .tokens = tokens,
+                            .dtype = DataType::f32,
+                            .gap = 4,
+                            .tf32 = tf32});
+        }
+      }
+      for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
+        layers.push_back({.out = 768,
+                          .in = 512,
+                          .block_height = height,
+                          .block_width = height,
+                          .density = 0.3,
+                          .tokens = 130,
+                          .dtype = DataType::f32,
+                          .fill = fill,
+                          .tf32 = tf32});
+      }
+    }
+  }
+  return layers;
+}
+
+INSTANTIATE_TEST_SUITE_P(F32, WeightGradient,
+                         testing::ValuesIn(cases_of("sm80_gradient", f32_layers())));
 INSTANTIATE_TEST_SUITE_P(Sm80, WeightGradient,
                          testing::ValuesIn(cases_of("sm80_sddmm", sm80_layers())));
 INSTANTIATE_TEST_SUITE_P(Sm90, WeightGradient,
                          testing::ValuesIn(cases_of("sm90_sddmm", sm90_layers())));
 
-class BlockNorms : public testing::TestWithParam<LayerCase> {};
+struct NormsCase {
+  LayerCase layer;
+  std::string kernel;
+};
+void PrintTo(const NormsCase& c, std::ostream* out) {
+  *out << c.kernel << "_" << name_of_case(c.layer);
+}
+
+class BlockNorms : public testing::TestWithParam<NormsCase> {};
 
 TEST_P(BlockNorms, AreRight) {
-  const Layer l(GetParam(), 8);
+  const Layer l(GetParam().layer, 8);
   const DeviceLayer d(l);
   const DataType type = l.c.dtype == DataType::f64 ? DataType::f64 : DataType::f32;
   const DeviceBuffer norms(static_cast<std::size_t>(l.block_rows() * l.block_cols()) *
                            size_of(type));
   BlockNormsArgs a;
   a.dtype = l.c.dtype;
+  a.allow_tf32 = l.c.tf32;
   a.pattern = d.pattern;
   a.tokens = l.c.tokens;
   a.dy = d.dy.data();
@@ -214,6 +260,8 @@ TEST_P(BlockNorms, AreRight) {
   a.x = d.x.data();
   a.ldx = d.ldx;
   a.norms = norms.data();
+  const Forced forced(GetParam().kernel);
+  ASSERT_EQ(kernel_of(a), GetParam().kernel);
   const Status s = block_norms(a, nullptr);
   ASSERT_TRUE(s.ok()) << s.message();
   BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
@@ -241,7 +289,57 @@ TEST_P(BlockNorms, AreRight) {
                l.c.tokens + l.c.block_height * l.c.block_width, Activation::none, type);
 }
 
-INSTANTIATE_TEST_SUITE_P(Generic, BlockNorms, testing::ValuesIn(generic_layers()));
+std::vector<NormsCase> with_kernel(const std::string& kernel,
+                                   const std::vector<LayerCase>& layers) {
+  std::vector<NormsCase> cases;
+  for (const LayerCase& layer : layers) cases.push_back({layer, kernel});
+  return cases;
+}
+
+std::vector<LayerCase> portable_norms_layers() {
+  std::vector<LayerCase> layers;
+  for (const DataType type : {DataType::bf16, DataType::f16, DataType::f32}) {
+    for (const bool tf32 : {false, true}) {
+      if (tf32 && type != DataType::f32) continue;
+      for (const std::int64_t height : {16, 32, 64, 128}) {
+        for (const std::int64_t width : {16, 32, 64, 128}) {
+          // Not whole tiles of 128 where the blocks are smaller.
+          layers.push_back({.out = 128 + height,
+                            .in = 256 + width,
+                            .block_height = height,
+                            .block_width = width,
+                            .tokens = 300,
+                            .dtype = type,
+                            .gap = 8,
+                            .tf32 = tf32});
+        }
+      }
+      for (const std::int64_t tokens : {0, 1, 3, 127, 128}) {
+        layers.push_back({.out = 384,
+                          .in = 96,
+                          .block_height = 32,
+                          .block_width = 32,
+                          .tokens = tokens,
+                          .dtype = type,
+                          .tf32 = tf32});
+      }
+      // More than a band of tiles.
+      layers.push_back({.out = 128 * 18,
+                        .in = 384,
+                        .block_height = 64,
+                        .block_width = 32,
+                        .tokens = 40,
+                        .dtype = type,
+                        .tf32 = tf32});
+    }
+  }
+  return layers;
+}
+
+INSTANTIATE_TEST_SUITE_P(Generic, BlockNorms,
+                         testing::ValuesIn(with_kernel("generic_norms", generic_layers())));
+INSTANTIATE_TEST_SUITE_P(Portable, BlockNorms,
+                         testing::ValuesIn(with_kernel("sm80_norms", portable_norms_layers())));
 
 }  // namespace
 }  // namespace block_sparse::cuda::test

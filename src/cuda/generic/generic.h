@@ -13,6 +13,7 @@ namespace block_sparse::cuda::generic {
 /// block[m, k] x[t, other * width + k]; both SpMM products.
 struct SpmmProblem {
   DataType dtype;
+  bool allow_tf32;
   Lines lines;
   std::int64_t height, width;  // of a block, across and along K
   std::int64_t out, in;        // features of y and of x

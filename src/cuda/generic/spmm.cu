@@ -87,6 +87,7 @@ SpmmProblem problem_of(const ForwardArgs& a) {
   const PatternView& w = a.pattern;
   SpmmProblem p{};
   p.dtype = a.dtype;
+  p.allow_tf32 = a.allow_tf32;
   p.lines = row_lines(w, a.plan);
   p.height = w.block_height;
   p.width = w.block_width;
@@ -111,6 +112,7 @@ SpmmProblem problem_of(const InputGradientArgs& a) {
   const PatternView& w = a.pattern;
   SpmmProblem p{};
   p.dtype = a.dtype;
+  p.allow_tf32 = a.allow_tf32;
   p.lines = column_lines(w, a.plan);
   p.height = w.block_width;
   p.width = w.block_height;

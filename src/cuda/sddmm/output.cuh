@@ -26,7 +26,7 @@ struct SddmmOutput {
       return;
     }
     const std::int64_t offset = std::int64_t(slot) * block_elements + at;
-    if (as_float) {
+    if (std::is_same_v<T, float> || as_float) {
       auto* to = reinterpret_cast<float2*>(static_cast<float*>(dvalues) + offset);
       if (accumulate) {
         const float2 old = *to;

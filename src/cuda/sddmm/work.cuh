@@ -23,10 +23,9 @@ struct SddmmWork {
 };
 
 /// The item-th piece of work, found by a warp together: pieces are numbered
-/// line by line, `Blocks` blocks each, all of them for the first part of the
+/// line by line, `blocks` blocks each, all of them for the first part of the
 /// tokens, then for the next, so that what is in flight shares its tokens in L2.
-template <int Blocks>
-__device__ bool find_work(const SddmmPieces& p, int item, SddmmWork* work) {
+__device__ inline bool find_work(const SddmmPieces& p, int item, int blocks, SddmmWork* work) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int before = 0;  // pieces of the parts and lines passed
   for (int split = 0; split < p.splits; ++split) {
@@ -34,7 +33,7 @@ __device__ bool find_work(const SddmmPieces& p, int item, SddmmWork* work) {
       const int line = base + lane;
       const int begin = line < p.lines ? p.crow[line] : 0;
       const int end = line < p.lines ? p.crow[line + 1] : 0;
-      const int pieces = (end - begin + Blocks - 1) / Blocks;
+      const int pieces = (end - begin + blocks - 1) / blocks;
       int sum = pieces;
 #pragma unroll
       for (int d = 1; d < 32; d *= 2) {
@@ -44,10 +43,10 @@ __device__ bool find_work(const SddmmPieces& p, int item, SddmmWork* work) {
       const unsigned reached = __ballot_sync(~0u, before + sum > item);
       if (reached != 0) {
         const int owner = __ffs(static_cast<int>(reached)) - 1;
-        const int first = begin + (item - (before + sum - pieces)) * Blocks;
+        const int first = begin + (item - (before + sum - pieces)) * blocks;
         work->line = base + owner;
         work->first = __shfl_sync(~0u, first, owner);
-        work->count = min(Blocks, __shfl_sync(~0u, end, owner) - work->first);
+        work->count = min(blocks, __shfl_sync(~0u, end, owner) - work->first);
         work->split = split;
         return true;
       }
@@ -56,6 +55,11 @@ __device__ bool find_work(const SddmmPieces& p, int item, SddmmWork* work) {
     if (before == 0) return false;
   }
   return false;
+}
+
+template <int Blocks>
+__device__ bool find_work(const SddmmPieces& p, int item, SddmmWork* work) {
+  return find_work(p, item, Blocks, work);
 }
 
 /// The tokens of a part: [begin, end).

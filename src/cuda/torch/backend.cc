@@ -90,6 +90,9 @@ Status CudaBackend::run(WeightGradientArgs& args) const {
   return cuda::weight_gradient(args, stream_);
 }
 
-Status CudaBackend::run(BlockNormsArgs& args) const { return cuda::block_norms(args, stream_); }
+Status CudaBackend::run(BlockNormsArgs& args) const {
+  args.allow_tf32 = allow_tf32_;
+  return cuda::block_norms(args, stream_);
+}
 
 }  // namespace block_sparse::torch_ops

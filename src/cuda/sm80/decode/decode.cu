@@ -7,13 +7,13 @@
 #include "cuda/common/element.cuh"
 #include "cuda/epilogue/activation.cuh"
 #include "cuda/ptx/mma.cuh"
+#include "cuda/sm80/common/layout.h"
 
 namespace block_sparse::cuda::sm80::decode {
 namespace {
 
 using generic::SpmmProblem;
 
-constexpr int kMaxTokens = 64;
 // K of a step. Lane l takes 8 consecutive k, those from 8 (l % 4) on: 16 bytes
 // of a row. The sum over k does not care which of the 16 k of an mma an element
 // stands for as long as W and x agree, so both go from memory into fragments
@@ -221,25 +221,24 @@ Status launch_tokens(const SpmmProblem& p, Stream stream) {
   return launch_strip<Element, 8>(p, stream);
 }
 
-bool is_side(std::int64_t side) { return side == 16 || side == 32 || side == 64 || side == 128; }
-
-bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
-
 }  // namespace
 
-const char* refusal(const SpmmProblem& p) {
-  if (p.dtype != DataType::bf16 && p.dtype != DataType::f16) return "not a 16-bit type";
-  if (p.tokens < 1 || p.tokens > kMaxTokens) return "not 1 to 64 tokens";
-  if (!is_side(p.height) || !is_side(p.width)) {
-    return "a side of the blocks is not 16, 32, 64 or 128";
-  }
+const char* layout_refusal(const SpmmProblem& p) {
+  if (p.tokens < 1 || p.tokens > 64) return "not 1 to 64 tokens";
+  if (!is_side(p.height) || !is_side(p.width)) return kSideRefusal;
   if (p.out % p.height != 0 || p.in % p.width != 0) return "features are not whole blocks";
   // Positions along K of a line and strips are counted in 32 bits.
   if (p.in > 0x7fff0000 || p.out > 0x7fff0000) return "too many features";
-  if (!is_aligned(p.x) || !is_aligned(p.values) || (p.tokens > 1 && p.ldx % 8 != 0)) {
+  const auto unit = static_cast<std::int64_t>(16 / size_of(p.dtype));
+  if (!is_aligned(p.x) || !is_aligned(p.values) || (p.tokens > 1 && p.ldx % unit != 0)) {
     return "rows are not 16-byte aligned";
   }
   return nullptr;
+}
+
+const char* refusal(const SpmmProblem& p) {
+  if (p.dtype != DataType::bf16 && p.dtype != DataType::f16) return "not a 16-bit type";
+  return layout_refusal(p);
 }
 
 Status run(const SpmmProblem& p, Stream stream) {
