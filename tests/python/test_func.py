@@ -67,31 +67,39 @@ def several(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.stack([p, 2 * p, -p]) for name, p in parameters.items()}
 
 
-X, XS = double(5, IN), double(4, 5, IN, seed=2)
+def one() -> Tensor:
+    return double(5, IN)
+
+
+def four() -> Tensor:
+    return double(4, 5, IN, seed=2)
+
 
 # (function of parameters and x, parameters) -> tensors
 TRANSFORMS: dict[str, Callable[[F, dict[str, Tensor]], Any]] = {
-    "functional_call": lambda f, p: f(p, X),
-    "grad of parameters": lambda f, p: grad(squared(f))(p, X),
-    "grad of x": lambda f, p: grad(squared(f), argnums=1)(p, X),
-    "grad_and_value": lambda f, p: grad_and_value(squared(f))(p, X),
-    "vjp": lambda f, p: vjp(f, p, X)[1](double(5, OUT)),
-    "jvp": lambda f, p: jvp(f, (p, X), ({k: v + 1 for k, v in p.items()}, X.sin())),
-    "jvp of x": lambda f, p: jvp(lambda x: f(p, x), (X,), (X.sin(),)),
-    "linearize": lambda f, p: linearize(lambda x: f(p, x), X)[1](X.sin()),
-    "vmap of x": lambda f, p: vmap(f, in_dims=(None, 0))(p, XS),
-    "vmap of x, another dimension": lambda f, p: vmap(f, (None, 1), 1)(p, XS),
-    "vmap of parameters": lambda f, p: vmap(f, in_dims=(0, None))(several(p), X),
-    "vmap of both": lambda f, p: vmap(f)(several(p), XS[:3]),
-    "vmap of vmap": lambda f, p: vmap(lambda x: vmap(f, (0, None))(several(p), x))(XS),
-    "gradients of samples": lambda f, p: vmap(grad(squared(f)), in_dims=(None, 0))(p, XS),
-    "gradients of models": lambda f, p: vmap(grad(squared(f)), in_dims=(0, None))(several(p), X),
-    "jacrev": lambda f, p: jacrev(f, argnums=(0, 1))(p, X),
-    "jacfwd": lambda f, p: jacfwd(f, argnums=(0, 1))(p, X),
-    "hessian": lambda f, p: hessian(squared(f), argnums=1)(p, X[:2]),
-    "jacrev of jacrev": lambda f, p: jacrev(jacrev(squared(f), argnums=1), argnums=1)(p, X[:2]),
-    "grad of grad": lambda f, p: grad(lambda p: squared(grad(squared(f), argnums=1))(p, X))(p),
-    "jvp of grad": lambda f, p: jvp(lambda x: grad(squared(f))(p, x), (X,), (X.sin(),)),
+    "functional_call": lambda f, p: f(p, one()),
+    "grad of parameters": lambda f, p: grad(squared(f))(p, one()),
+    "grad of x": lambda f, p: grad(squared(f), argnums=1)(p, one()),
+    "grad_and_value": lambda f, p: grad_and_value(squared(f))(p, one()),
+    "vjp": lambda f, p: vjp(f, p, one())[1](double(5, OUT)),
+    "jvp": lambda f, p: jvp(f, (p, one()), ({k: v + 1 for k, v in p.items()}, one().sin())),
+    "jvp of x": lambda f, p: jvp(lambda x: f(p, x), (one(),), (one().sin(),)),
+    "linearize": lambda f, p: linearize(lambda x: f(p, x), one())[1](one().sin()),
+    "vmap of x": lambda f, p: vmap(f, in_dims=(None, 0))(p, four()),
+    "vmap of x, another dimension": lambda f, p: vmap(f, (None, 1), 1)(p, four()),
+    "vmap of parameters": lambda f, p: vmap(f, in_dims=(0, None))(several(p), one()),
+    "vmap of both": lambda f, p: vmap(f)(several(p), four()[:3]),
+    "vmap of vmap": lambda f, p: vmap(lambda x: vmap(f, (0, None))(several(p), x))(four()),
+    "gradients of samples": lambda f, p: vmap(grad(squared(f)), in_dims=(None, 0))(p, four()),
+    "gradients of models": lambda f, p: vmap(grad(squared(f)), in_dims=(0, None))(
+        several(p), one()
+    ),
+    "jacrev": lambda f, p: jacrev(f, argnums=(0, 1))(p, one()),
+    "jacfwd": lambda f, p: jacfwd(f, argnums=(0, 1))(p, one()),
+    "hessian": lambda f, p: hessian(squared(f), argnums=1)(p, one()[:2]),
+    "jacrev of jacrev": lambda f, p: jacrev(jacrev(squared(f), argnums=1), argnums=1)(p, one()[:2]),
+    "grad of grad": lambda f, p: grad(lambda p: squared(grad(squared(f), argnums=1))(p, one()))(p),
+    "jvp of grad": lambda f, p: jvp(lambda x: grad(squared(f))(p, x), (one(),), (one().sin(),)),
 }
 
 
@@ -120,10 +128,11 @@ def test_layer_whose_parameters_want_gradients() -> None:
     layer = layer_of("gelu")
     for context in (torch.enable_grad(), torch.no_grad()):
         with context:
-            assert_same(vmap(layer)(XS), layer(XS))
-            assert_same(jvp(layer, (X,), (X.sin(),))[0], layer(X))
+            assert_same(vmap(layer)(four()), layer(four()))
+            assert_same(jvp(layer, (one(),), (one().sin(),))[0], layer(one()))
     batched, plain = (
-        torch.autograd.grad(squared(f)(XS), list(layer.parameters())) for f in (vmap(layer), layer)
+        torch.autograd.grad(squared(f)(four()), list(layer.parameters()))
+        for f in (vmap(layer), layer)
     )
     assert_same(batched, plain)
 
@@ -137,8 +146,8 @@ def test_models_of_different_patterns() -> None:
     def call(parameters: Any, buffers: Any, x: Tensor) -> Any:
         return functional_call(layers[0], (parameters, buffers), (x,))
 
-    together = vmap(call, in_dims=(0, 0, None))(parameters, buffers, X)
-    assert_same(together, torch.stack([layer(X) for layer in layers]))
+    together = vmap(call, in_dims=(0, 0, None))(parameters, buffers, one())
+    assert_same(together, torch.stack([layer(one()) for layer in layers]))
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -147,9 +156,9 @@ def test_forward_mode(trained: bool, grad_enabled: bool) -> None:
     """A tangent must not get lost where nothing requires a gradient."""
     layer = layer_of("silu").requires_grad_(trained)
     _, _, dense = sparse_and_dense(layer)
-    _, expected = jvp(lambda x: dense(dict(layer.named_parameters()), x), (X,), (X.sin(),))
+    _, expected = jvp(lambda x: dense(dict(layer.named_parameters()), x), (one(),), (one().sin(),))
     with torch.set_grad_enabled(grad_enabled), forward_ad.dual_level():
-        y = layer(forward_ad.make_dual(X, X.sin()))
+        y = layer(forward_ad.make_dual(one(), one().sin()))
         tangent = forward_ad.unpack_dual(y).tangent
     torch.testing.assert_close(tangent, expected)
 
@@ -166,12 +175,12 @@ def test_gradcheck_in_forward_mode(activation: str) -> None:
             x, values, weight.index, weight.shape, bias, layer.activation, "save"
         )
 
-    inputs = X.clone().requires_grad_(), weight.values, layer.bias
+    inputs = one().clone().requires_grad_(), weight.values, layer.bias
     assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True)
 
 
 def test_batch_of_gradients_of_an_ordinary_call() -> None:
-    layer, x = layer_of("gelu"), X.clone().requires_grad_()
+    layer, x = layer_of("gelu"), one().clone().requires_grad_()
     _, _, dense = sparse_and_dense(layer)
     inputs = x, layer.weight.values, layer.bias
     gradients = [
@@ -195,16 +204,16 @@ def test_operators(mode: str) -> None:
         return vjp(lambda values: x @ weight.dense(values).T, none)[1](rows)[0]
 
     pairs: list[tuple[F, F, Tensor]] = [
-        (lambda x: ops.linear(x, values, index, None, OUT), lambda x: x @ w.T, X),
+        (lambda x: ops.linear(x, values, index, None, OUT), lambda x: x @ w.T, one()),
         (
             lambda x: ops.linear_preactivation(x, values, index, bias, OUT, "relu"),
             lambda x: (torch.relu(x @ w.T + bias), x @ w.T + bias),
-            X,
+            one(),
         ),
         (lambda g: ops.linear_input_grad(g, values, index, IN), lambda g: g @ w, rows),
     ]
     if mode != "vmap":  # of one row, which this is for one sample
-        pairs.append((lambda x: ops.linear_weight_grad(rows, x, index, *slots), on_blocks, X))
+        pairs.append((lambda x: ops.linear_weight_grad(rows, x, index, *slots), on_blocks, one()))
 
     def total(f: F) -> F:
         return lambda x: sum(t.square().sum() for t in pytree.tree_leaves(f(x)))
@@ -246,8 +255,8 @@ def test_products_of_a_matrix() -> None:
 def test_norms_have_no_derivative() -> None:
     """Of whatever order: they are there to choose blocks by."""
     rows = double(5, OUT, seed=3)
-    norms, tangent = jvp(lambda x: ops.block_norms(rows, x, *BLOCK), (X,), (X.sin(),))
-    assert_same(norms, ops.block_norms(rows, X, *BLOCK))
+    norms, tangent = jvp(lambda x: ops.block_norms(rows, x, *BLOCK), (one(),), (one().sin(),))
+    assert_same(norms, ops.block_norms(rows, one(), *BLOCK))
     assert not tangent.any()
 
 
@@ -255,7 +264,7 @@ def test_autocast() -> None:
     layer = BlockSparseLinear(64, 96, activation="gelu")
     x = randn(5, 64, dtype=torch.float32)
     parameters = {name: p.detach() for name, p in layer.named_parameters()}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert vmap(layer)(x).dtype == layer(x).dtype == torch.bfloat16
         tangent = jvp(layer, (x,), (x,))[1]
         gradients = grad(lambda p: functional_call(layer, p, (x,)).float().sum())(parameters)
@@ -280,8 +289,8 @@ def test_inside_a_model() -> None:
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return functional_call(model, parameters, (x,)).pow(3).sum()
 
-    samples = vmap(grad(loss), in_dims=(None, 0))(parameters, XS)
-    loop = [grad(loss)(parameters, x) for x in XS]
+    samples = vmap(grad(loss), in_dims=(None, 0))(parameters, four())
+    loop = [grad(loss)(parameters, x) for x in four()]
     assert_same(samples, {k: torch.stack([g[k] for g in loop]) for k in parameters})
 
 
@@ -290,4 +299,4 @@ def test_what_is_wrong_is_still_said() -> None:
     with pytest.raises(ValueError, match=r"x has shape \(6,\); expected \(..., 7\)"):
         vmap(layer)(double(4, 6))
     with pytest.raises(RuntimeError, match="activation is 'tanh'; expected one of 'none', 'relu'"):
-        vmap(lambda x: functional.linear(x, layer.weight, None, "tanh"))(X)  # type: ignore[arg-type]
+        vmap(lambda x: functional.linear(x, layer.weight, None, "tanh"))(one())  # type: ignore[arg-type]

@@ -132,6 +132,7 @@ def one_process() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.mark.host  # its mesh is one of CPUs
 @pytest.mark.usefixtures("one_process")
 def test_fsdp_from_meta() -> None:
     from torch.distributed.device_mesh import init_device_mesh
@@ -178,6 +179,7 @@ def test_ddp_refuses_another_number_of_slots() -> None:
     assert torch.equal(layer(x), other(x))
 
 
+@pytest.mark.host  # its mesh is one of CPUs
 @pytest.mark.usefixtures("one_process")
 def test_fsdp_refuses_to_change_the_pattern() -> None:
     from torch.distributed.device_mesh import init_device_mesh
@@ -207,7 +209,7 @@ def test_weight_norms_and_ema_see_plain_parameters() -> None:
 def test_autocast(use_amp: torch.dtype) -> None:
     layer = BlockSparseLinear(64, 96)
     x = torch.randn(3, 64)
-    with torch.autocast("cpu", dtype=use_amp):
+    with torch.autocast(torch.get_default_device().type, dtype=use_amp):
         y = layer(x)
     assert y.dtype == use_amp
     y.float().sum().backward()

@@ -511,7 +511,7 @@ def test_meta_model() -> None:
     assert model.first.up.weight.values.is_meta
     with pytest.raises(RuntimeError, match=r"on the meta device; give it memory with to_empty"):
         model.first.up.weight.to_dense()
-    model.to_empty(device="cpu")
+    model.to_empty(device=torch.get_default_device())
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()

@@ -31,7 +31,9 @@ def patch(model: nn.Module, *, fuse: bool = False, **config: Any) -> Any:
 
 def tokens(count: int) -> Tensor:
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(5, 97, (count, 12), generator=generator, device="cpu")
+    return torch.randint(5, 97, (count, 12), generator=generator, device="cpu").to(
+        torch.get_default_device()
+    )
 
 
 def keep_zeros(dense: nn.Module, sparse: nn.Module) -> None:
@@ -58,7 +60,7 @@ def train(
         optimizer.zero_grad()
         total = 0.0
         for part in tokens(4).chunk(accumulate):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=autocast):
                 loss = model(input_ids=part, labels=part).loss / accumulate
             loss.backward()
             total += float(loss.detach())
