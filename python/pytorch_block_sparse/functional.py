@@ -151,8 +151,11 @@ def allows_tf32(x: Tensor) -> bool:
     return x.is_cuda and x.dtype == torch.float32 and _cuda_allows_tf32()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cuda_allows_tf32() -> bool:
-    # A constant, since Dynamo of torch 2.11 cannot trace it. Asked through the new interface: the
-    # old one raises once the new one was used to set it.
+    # Asked through the new interface: the old one raises once the new one was used to set it.
     return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+# Dynamo of torch 2.11 cannot trace it. This is what torch.compiler.assume_constant_result sets, but
+# that imports all of Dynamo, which takes as long as torch itself.
+_cuda_allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
