@@ -402,7 +402,13 @@ TEST(SpmmDispatch, TheFastestKernelIsChosen) {
   EXPECT_EQ(chosen(c), "sm80_spmm");
   c.block_width = 32;
   c.density = 0.1;
-  EXPECT_EQ(chosen(c), "sm80_spmm");
+  EXPECT_EQ(chosen(c), high);
+  {
+    const Layer l(c, 22);
+    const DeviceLayer d(l);
+    const DeviceBuffer dx(bytes_of(l.c.tokens, d.ldx, l.c.dtype));
+    EXPECT_EQ(kernel_of(input_gradient_args(l, d, dx.data())), "sm80_spmm");
+  }
   c.tokens = 20;
   EXPECT_EQ(chosen(c), "sm80_decode");
   c.dtype = DataType::f32;
