@@ -26,22 +26,13 @@
 #include <vector>
 
 #include "block_sparse/cuda.h"
+#include "check.h"
 
 namespace {
 
 using namespace block_sparse;
 using std::int32_t;
 using std::int64_t;
-
-#define CHECK(call)                                                                      \
-  do {                                                                                   \
-    const auto status_ = (call);                                                         \
-    if (static_cast<int>(status_) != 0) {                                                \
-      std::fprintf(stderr, "%s:%d: %s failed with code %d\n", __FILE__, __LINE__, #call, \
-                   static_cast<int>(status_));                                           \
-      std::exit(1);                                                                      \
-    }                                                                                    \
-  } while (false)
 
 void require(const Status& s) {
   if (s.ok()) return;

@@ -17,22 +17,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "check.h"
 #include "cuda/ptx/mbarrier.cuh"
 #include "cuda/ptx/tma.cuh"
 
 namespace {
 
 namespace ptx = block_sparse::cuda::ptx;
-
-#define CHECK(call)                                                                      \
-  do {                                                                                   \
-    const auto status_ = (call);                                                         \
-    if (static_cast<int>(status_) != 0) {                                                \
-      std::fprintf(stderr, "%s:%d: %s failed with code %d\n", __FILE__, __LINE__, #call, \
-                   static_cast<int>(status_));                                           \
-      std::exit(1);                                                                      \
-    }                                                                                    \
-  } while (false)
 
 constexpr int kFeatures = 4096;
 constexpr int kTokens = 2048;
