@@ -49,6 +49,20 @@ def test_export_of_a_ragged_matrix_has_the_padded_shape() -> None:
     assert torch.equal(back.to_dense(), matrix.to_dense())
 
 
+@pytest.mark.parametrize("padding", [7.0, float("nan"), float("inf")])
+def test_export_leaves_out_what_the_padding_holds(padding: float) -> None:
+    matrix = BlockSparseMatrix.randn((50, 70), 4 * 3, block_shape=(16, 32))  # in stored order
+    dense = matrix.to_dense().detach()
+    with torch.no_grad():
+        rows = matrix.values.view(4, 3, 16, 32)
+        rows[3, :, 50 - 3 * 16 :] = padding
+        rows[:, 2, :, 70 - 2 * 32 :] = padding
+    exported = matrix.to_sparse_bsr().to_dense()
+    assert torch.equal(exported[:50, :70], dense)
+    assert not exported[50:].any()
+    assert not exported[:, 70:].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_import_shares_memory(dtype: torch.dtype) -> None:
     dense = torch.randn(64, 96) * torch.eye(64, 96)
