@@ -15,6 +15,7 @@ from tiny_models import FAMILIES, Family, masked_twin, one_thread, run, sparse_l
 from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear, BlockSparseModelPatcher
+from pytorch_block_sparse.patching import patcher
 from pytorch_block_sparse.patching.activations import FUSIBLE, FusedActivation, activation_name
 from pytorch_block_sparse.patching.layers import dense_view, is_conv1d
 
@@ -115,6 +116,28 @@ def test_fusing_a_function() -> None:
     assert isinstance(mlp.intermediate_act_fn, FusedActivation)
     found = model(**inputs).logits.detach()
     check_as_accurate_as_dense(found, expected, exact, "logits")
+
+
+def test_an_error_after_fusing_puts_the_function_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["bert"].make()
+    mlp = model.bert.encoder.layer[0].intermediate
+    del mlp.intermediate_act_fn
+    mlp.intermediate_act_fn = torch.nn.functional.gelu
+    inputs = FAMILIES["bert"].inputs()
+    before, expected = dict(model.named_modules()), model(**inputs).logits
+    fused = []
+
+    def fail(model: nn.Module) -> None:
+        fused.append(isinstance(mlp.intermediate_act_fn, FusedActivation))
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(patcher, "describe_model", fail)
+    with pytest.raises(RuntimeError, match=r"^no$"):
+        patch(FAMILIES["bert"], model, fuse=True)
+    assert fused == [True]
+    assert dict(model.named_modules()) == before
+    assert mlp.intermediate_act_fn is torch.nn.functional.gelu
+    assert torch.equal(model(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "tanh", "mish"])
