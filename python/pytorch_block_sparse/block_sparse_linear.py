@@ -274,7 +274,8 @@ class PseudoBlockSparseLinear(nn.Module):
         ValueError: if the layer is on the meta device, and so has neither values nor a pattern.
 
     Attributes:
-        weight: dense parameter (out_features, in_features).
+        weight: dense parameter (out_features, in_features); what it holds outside of the stored
+            blocks is never used.
         mask: bool buffer of the same shape, True in the stored blocks.
         bias: (out_features,), or None.
         density: share of the elements that is stored.
@@ -310,7 +311,9 @@ class PseudoBlockSparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
-        y = nn.functional.linear(x, self.weight * self.mask, self.bias)
+        # Not a product: 0 * nan is nan, in the weight as in its gradient.
+        weight = self.weight.masked_fill(~self.mask, 0)
+        y = nn.functional.linear(x, weight, self.bias)
         return ACTIVATIONS[self.activation](y)
 
     def extra_repr(self) -> str:

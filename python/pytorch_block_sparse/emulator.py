@@ -108,7 +108,8 @@ class BlockSparseMatrixEmulator(BlockMatrix):
         """The dense matrix (X, Y), or `data_replace` (X, Y), zero where no block is stored."""
         data = self.dense if data_replace is None else data_replace
         check_shape(data, self.shape, "data_replace", "(X, Y)")
-        return data * self.mask
+        # Not a product: 0 * nan is nan, in the values as in the gradient.
+        return data.masked_fill(~self.mask, 0)
 
     def reverse_matmul(self, dense_a: Tensor, transpose: bool = True) -> Tensor:
         """`dense_a @ selfᵀ`, (…, Y) -> (…, X), if `transpose`, else `dense_a @ self`,

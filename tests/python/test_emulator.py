@@ -94,3 +94,29 @@ def test_constructors_and_copies() -> None:
     assert emulator.requires_grad
     assert emulator.device.type == torch.get_default_device().type
     assert len({emulator, other}) == 2
+
+
+@pytest.mark.parametrize("outside", [float("nan"), float("inf"), 3.0])
+def test_what_is_held_outside_of_the_blocks_is_never_used(outside: float) -> None:
+    real, emulator = pair((50, 70), (16, 32), 6)
+    with torch.no_grad():
+        emulator.dense[~emulator.mask] = outside
+    assert torch.equal(emulator.to_dense(), real.to_dense())
+    torch.testing.assert_close(emulator.block_norm(), real.block_norm())
+    x = torch.randn(3, 70)
+    y = emulator.reverse_matmul(x, transpose=True)
+    torch.testing.assert_close(y, real.reverse_matmul(x, transpose=True))
+    # Nor does a gradient get there, whatever it is.
+    y.backward(torch.full_like(y, outside))
+    gradient = emulator.dense.grad
+    assert gradient is not None
+    assert not gradient[~emulator.mask].any()
+    assert gradient[emulator.mask].any()
+
+
+def test_to_dense_keeps_the_dtype_of_what_replaces_the_data() -> None:
+    emulator = pair((50, 70), (16, 32), 6)[1]
+    for dtype in (torch.bool, torch.int8, torch.bfloat16, torch.float64):
+        replaced = emulator.to_dense(torch.ones(50, 70, dtype=dtype))
+        assert replaced.dtype == dtype
+        assert torch.equal(replaced, emulator.mask.to(dtype))

@@ -270,6 +270,22 @@ def test_pseudo_linear(bias: bool, activation: Any) -> None:
     assert pseudo.weight is not layer.weight
 
 
+@pytest.mark.parametrize("outside", [float("nan"), float("inf"), 3.0])
+def test_what_the_twin_holds_outside_of_the_blocks_is_never_used(outside: float) -> None:
+    layer = BlockSparseLinear(70, 50, density=0.5, block_shape=(16, 32))
+    twin = PseudoBlockSparseLinear(layer)
+    with torch.no_grad():
+        twin.weight[~twin.mask] = outside
+    x = torch.randn(3, 70)
+    y = twin(x)
+    torch.testing.assert_close(y, layer(x))
+    y.backward(torch.full_like(y, outside))
+    gradient = twin.weight.grad
+    assert gradient is not None
+    assert not gradient[~twin.mask].any()
+    assert gradient[twin.mask].any()
+
+
 def test_training_follows_the_dense_twin() -> None:
     torch.manual_seed(0)
     layer = BlockSparseLinear(96, 64, density=0.5, dtype=torch.float64)
