@@ -334,12 +334,6 @@ def _tied() -> nn.Module:
     return model
 
 
-def _hooked() -> nn.Module:
-    model = nn.ModuleDict({"head": nn.Linear(32, 64)})
-    model["head"].register_forward_hook(lambda *_: None)
-    return model
-
-
 def _parametrized() -> nn.Module:
     return nn.ModuleDict({"head": nn.utils.parametrizations.weight_norm(nn.Linear(32, 64))})
 
@@ -374,7 +368,6 @@ def _of(module: nn.Module) -> Any:
             "Cannot patch head: its weight is one Parameter with the names "
             "embedding.weight and head.weight",
         ),
-        (_hooked, "Cannot patch head: it has hooks"),
         (_parametrized, "Cannot patch head: .*subclass of Linear"),
         (_integer, "Cannot patch head: its weight is torch.int8, expected float32, float64, bf"),
         (_float8, "Cannot patch head: its weight is torch.float8_e4m3fn, expected float32"),
@@ -389,6 +382,24 @@ def test_layers_that_cannot_be_patched(make: Any, message: str) -> None:
     assert dict(model.named_modules()) == before
     head = model["head"]
     assert all(entry["layer"] is not head for entry in patcher().get_patchable_layers(model))
+
+
+@pytest.mark.parametrize(
+    "kind", ["forward", "forward_pre", "backward", "full_backward", "full_backward_pre"]
+)
+def test_a_layer_with_a_hook_is_refused(model: Pair, kind: str) -> None:
+    getattr(model.first.up, f"register_{kind}_hook")(lambda *_: None)
+    up = model.first.up
+    with pytest.raises(TypeError, match=r"^Cannot patch first.up: it has hooks, which would be lo"):
+        patcher().patch_model(model)
+    assert model.first.up is up
+    assert type(model.second.down) is nn.Linear
+
+
+def test_a_layer_that_accelerate_placed_is_refused(model: Pair) -> None:
+    model.first.up._hf_hook = object()
+    with pytest.raises(TypeError, match=r"^Cannot patch first.up: it has hooks, which would be lo"):
+        patcher().patch_model(model)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32))])
