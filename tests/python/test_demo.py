@@ -5,15 +5,19 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from examples.demo import __main__ as demo
 from examples.demo import text
 from examples.demo.__main__ import main
 from examples.demo.models import build_twins
 from examples.demo.sizes import SIZES
-from examples.demo.training import PHASES, train
+from examples.demo.training import PHASES, Score, Twin, train
+from pytorch_block_sparse.patching import PatchReport
 
 pytestmark = pytest.mark.host
 
@@ -47,6 +51,58 @@ def test_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "the same logits, bit for bit" in shown
     assert "whole step, ms" in shown
+
+
+@pytest.mark.parametrize(
+    ("difference", "dense", "sparse", "options", "code"),
+    [
+        # By how much the logits differ after reloading; loss below the unigram entropy, in nats.
+        (0.0, 0.5, 0.5, [], 0),
+        (1e-7, 0.5, 0.5, [], 1),
+        (0.0, -0.5, 0.5, [], 1),
+        (0.0, 0.5, -0.5, [], 1),
+        # Nothing is promised of the losses here, but the logits are.
+        (0.0, -0.5, -0.5, ["--size", "roberta"], 0),
+        (0.0, -0.5, -0.5, ["--steps", "3"], 0),
+        (0.0, -0.5, -0.5, ["--text", "one's own"], 0),
+        (1e-7, 0.5, 0.5, ["--size", "roberta", "--steps", "3", "--text", "one's own"], 1),
+    ],
+)
+def test_exit_code(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    difference: float,
+    dense: float,
+    sparse: float,
+    options: list[str],
+    code: int,
+) -> None:
+    """Of the whole demo, without a model being trained, saved or drawn."""
+    corpus = SimpleNamespace(unigram_entropy=6.0)
+
+    def twin(name: str, gain: float) -> Twin:
+        model: Any = torch.nn.Linear(2, 2)
+        made = Twin.create(name, model, SIZES["small"])
+        made.milliseconds.append(dict.fromkeys(PHASES, 1.0))
+        # Only the last score counts.
+        made.scores += [Score(1, 6.0 + gain, 0.5), Score(2, 6.0 - gain, 0.5)]
+        return made
+
+    twins = twin("dense", dense), twin("sparse", sparse), PatchReport((), 6, 6)
+    for name, result in {
+        "prepare": corpus,
+        "build_twins": twins,
+        "train_with_progress": None,
+        "save_and_reload": difference,
+    }.items():
+        monkeypatch.setattr(demo, name, lambda *_, result=result: result)
+    for name in ("draw_losses", "draw_patterns"):
+        monkeypatch.setattr(demo.report, name, lambda *_: None)
+    assert main([*options, "--output", str(tmp_path)]) == code
+    assert json.loads((tmp_path / "report.json").read_text())["reload_difference"] == difference
+    said = "bit for bit" if difference == 0 else f"logits differ by {difference}"
+    assert said in capsys.readouterr().out
 
 
 def test_roberta_goes_from_84_to_68_million_and_takes_a_step(tmp_path: Path) -> None:
