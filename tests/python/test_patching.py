@@ -198,6 +198,18 @@ def test_a_layer_with_two_names_is_replaced_once_and_stays_shared() -> None:
         patcher(r"first\.up", exclude=r"second\.up").patch_model(model)
 
 
+def test_a_lazy_layer_that_is_not_matched_stays_and_counts_for_nothing_yet() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    report = patcher("0").patch_model(model)
+    assert (report.parameters_before, report.parameters_after) == (64 * 64 + 64, 32 * 64 + 64)
+    assert isinstance(model[0], BlockSparseLinear)
+    assert type(model[1]) is nn.LazyLinear
+    assert model(torch.randn(4, 64)).shape == (4, 3)
+    assert len(patcher("1", block_shape=(1, 16)).patch_model(model)) == 1  # now it has a weight
+    with pytest.warns(UserWarning, match="did not patch anything"):
+        assert patcher("x").patch_model(nn.Sequential(nn.LazyLinear(3))).parameters_before == 0
+
+
 def test_containers() -> None:
     model = nn.ModuleDict(
         {"a": nn.Sequential(OrderedDict(x=nn.Linear(32, 32), y=nn.Linear(32, 32)))}
@@ -362,6 +374,8 @@ def _of(module: nn.Module) -> Any:
     [
         (_of(nn.LayerNorm(3)), r"^Cannot patch head: this is not a Linear layer: LayerNorm$"),
         (_of(nn.Bilinear(3, 4, 5)), "Cannot patch head: this is not a Linear layer"),
+        (_of(nn.LazyLinear(3)), "^Cannot patch head: it is a LazyLinear, which the first forward"),
+        (_of(nn.LazyConv1d(3, 1)), "Cannot patch head: this is not a Linear layer: LazyConv1d$"),
         (_of(Shouting(32, 32)), "Cannot patch head: .*Shouting is a subclass of Linear"),
         (
             _tied,

@@ -34,6 +34,8 @@ def refusal(module: nn.Module) -> str | None:
             "it is the out_proj of a torch.nn.MultiheadAttention, which reads the dense weight "
             "itself and never calls the layer"
         )
+    if isinstance(module, nn.LazyLinear):
+        return "it is a LazyLinear, which the first forward turns into a Linear: run it, then patch"
     if kind is not nn.Linear and not is_conv1d(module):
         return f"{kind.__module__}.{kind.__qualname__} is a subclass of Linear with its own ways"
     if module._parameters.keys() != {"weight", "bias"} or type(module.weight) is not nn.Parameter:

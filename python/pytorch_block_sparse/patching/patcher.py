@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .._validation import as_mask, describe
 from ..block_sparse import stored_parameters
@@ -121,7 +122,8 @@ class BlockSparseModelPatcher:
                 pattern does not fit; or if an activation can't be fused.
         """
         _check_module(model)
-        before = sum(parameter.numel() for parameter in model.parameters())
+        # What a lazy layer elsewhere in the model has not made yet has no size.
+        before = sum(p.numel() for p in model.parameters() if not is_lazy(p))
         plan = self._plan(model)
         if not plan:
             warnings.warn(

@@ -31,7 +31,8 @@ class PatchedLayer:
 class PatchReport:
     """The replaced layers, and the parameters of the whole model before and after.
 
-    Prints as a table. It is false when nothing was patched.
+    Prints as a table. It is false when nothing was patched. Parameters that lazy layers have not
+    made yet do not count.
     """
 
     layers: tuple[PatchedLayer, ...]
