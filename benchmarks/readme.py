@@ -35,7 +35,8 @@ def render(content: dict[str, Any]) -> str:
     lines = [
         f"How many times as fast as `nn.Linear`, {about['dtype']}, random patterns. Measured on "
         f"{about['date']} on {about['cores']} cores of an {about['cpu']} ({about['threads']} "
-        f"threads, torch {about['torch']}, {about['torch_capability']}) by `{about['command']}`; "
+        f"threads, torch {about['torch']}, {about['torch_capability']}) with commit "
+        f"{about['commit'][:7]}, there by `{about['command']}`; "
         f"all of it in [{RESULTS.name}]({RESULTS.relative_to(ROOT)}). Below 1 is slower than "
         "dense. torch BSR and libxsmm (1.17, driven by hand, weights packed beforehand) are "
         "measured in the forward.",

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 
+#include <initializer_list>
+
 #include "layer.h"
 
 namespace block_sparse::cuda::test {
@@ -89,12 +91,13 @@ TEST_P(WeightGradient, IsRight) {
 }
 
 std::vector<SddmmCase> cases_of(const std::string& kernel, const std::vector<LayerCase>& layers) {
+  const bool needs_workspace = kernel == "sm90_cells";
   std::vector<SddmmCase> cases;
   for (const LayerCase& layer : layers) {
     cases.push_back({layer, kernel, layer.dtype});
     cases.push_back({layer, kernel, layer.dtype, true});
     if (size_of(layer.dtype) == 2) {
-      cases.push_back({layer, kernel, DataType::f32, false, false});
+      cases.push_back({layer, kernel, DataType::f32, false, needs_workspace});
       cases.push_back({layer, kernel, DataType::f32, true});
     }
   }
@@ -129,10 +132,10 @@ std::vector<LayerCase> generic_layers() {
 INSTANTIATE_TEST_SUITE_P(Generic, WeightGradient,
                          testing::ValuesIn(cases_of("generic_sddmm", generic_layers())));
 
-std::vector<LayerCase> sm90_layers() {
+std::vector<LayerCase> square_layers(std::initializer_list<std::int64_t> sides) {
   std::vector<LayerCase> layers;
   for (const DataType type : {DataType::bf16, DataType::f16}) {
-    for (const std::int64_t b : {64, 128}) {
+    for (const std::int64_t b : sides) {
       for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
         layers.push_back({.out = 512,
                           .in = 640,
@@ -155,6 +158,11 @@ std::vector<LayerCase> sm90_layers() {
       }
     }
   }
+  return layers;
+}
+
+std::vector<LayerCase> sm90_layers() {
+  std::vector<LayerCase> layers = square_layers({64, 128});
   // More block rows than a warp scans at once.
   layers.push_back({.out = 64 * 70,
                     .in = 128,
@@ -162,6 +170,38 @@ std::vector<LayerCase> sm90_layers() {
                     .block_width = 64,
                     .density = 0.3,
                     .tokens = 64});
+  return layers;
+}
+
+std::vector<LayerCase> cells_layers() {
+  std::vector<LayerCase> layers = square_layers({16, 32, 64, 128});
+  // Sides that differ, that no cell equals, and that end within a box of 64.
+  for (const auto& [height, width] : {std::pair<std::int64_t, std::int64_t>{16, 32},
+                                      {32, 16},
+                                      {16, 128},
+                                      {32, 64},
+                                      {64, 32},
+                                      {128, 64},
+                                      {64, 128},
+                                      {48, 80},
+                                      {96, 32},
+                                      {256, 256}}) {
+    layers.push_back({.out = height * 5,
+                      .in = width * 7,
+                      .block_height = height,
+                      .block_width = width,
+                      .density = 0.5,
+                      .tokens = height == 256 ? 100 : 600});
+  }
+  // More pieces than multiprocessors, and units of more than one piece.
+  for (const std::int64_t b : {16, 32, 64, 128}) {
+    layers.push_back({.out = 4096 + 2 * b,
+                      .in = 2048 + b,
+                      .block_height = b,
+                      .block_width = b,
+                      .density = 0.85,
+                      .tokens = 33});
+  }
   return layers;
 }
 
@@ -233,6 +273,8 @@ INSTANTIATE_TEST_SUITE_P(Sm80, WeightGradient,
                          testing::ValuesIn(cases_of("sm80_sddmm", sm80_layers())));
 INSTANTIATE_TEST_SUITE_P(Sm90, WeightGradient,
                          testing::ValuesIn(cases_of("sm90_sddmm", sm90_layers())));
+INSTANTIATE_TEST_SUITE_P(Cells, WeightGradient,
+                         testing::ValuesIn(cases_of("sm90_cells", cells_layers())));
 
 struct NormsCase {
   LayerCase layer;

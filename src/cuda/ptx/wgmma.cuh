@@ -45,6 +45,38 @@ template <class T, int N>
 struct Wgmma;
 
 template <>
+struct Wgmma<bf16, 32> {
+  template <bool MContiguous, bool NContiguous>
+  static __device__ __forceinline__ void shared(float (&d)[16], std::uint64_t a, std::uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15}, "
+        "%16, %17, 1, 1, 1, %18, %19;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15])
+        : "l"(a), "l"(b), "n"(int(MContiguous)), "n"(int(NContiguous)));
+  }
+};
+
+template <>
+struct Wgmma<f16, 32> {
+  template <bool MContiguous, bool NContiguous>
+  static __device__ __forceinline__ void shared(float (&d)[16], std::uint64_t a, std::uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, "
+        "%8, %9, %10, %11, %12, %13, %14, %15}, "
+        "%16, %17, 1, 1, 1, %18, %19;"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+          "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+          "+f"(d[14]), "+f"(d[15])
+        : "l"(a), "l"(b), "n"(int(MContiguous)), "n"(int(NContiguous)));
+  }
+};
+
+template <>
 struct Wgmma<bf16, 64> {
   template <bool MContiguous, bool NContiguous>
   static __device__ __forceinline__ void shared(float (&d)[32], std::uint64_t a, std::uint64_t b) {

@@ -25,6 +25,12 @@ struct SddmmOutput {
       *reinterpret_cast<float2*>(to) = make_float2(a, b);
       return;
     }
+    store<T>(slot, at, a, b);
+  }
+
+  /// The same straight into the gradient.
+  template <class T>
+  __device__ __forceinline__ void store(int slot, int at, float a, float b) const {
     const std::int64_t offset = std::int64_t(slot) * block_elements + at;
     if (std::is_same_v<T, float> || as_float) {
       auto* to = reinterpret_cast<float2*>(static_cast<float*>(dvalues) + offset);

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>
+
+#include <type_traits>
+
+#include "cuda/ptx/mbarrier.cuh"
+#include "cuda/sddmm/output.cuh"
+#include "cuda/sm90/cells/pieces.cuh"
+
+namespace block_sparse::cuda::sm90::cells {
+
+constexpr int kConsumers = 2;  // warpgroups that multiply
+constexpr int kThreads = 128 * (1 + kConsumers);
+// 40 + 2 x 232 registers a thread of the three warpgroups fill the register file.
+constexpr int kProducerRegisters = 40;
+constexpr int kConsumerRegisters = 232;
+constexpr int kMaxStages = 8;
+
+/// Cells of 64 x 64 and 128 x 128 go through wgmma; lower or narrower ones
+/// through mma.sync, which has no minimum of 64 rows.
+template <class Element_, int CellHeight, int CellWidth>
+struct Config {
+  using Element = Element_;
+  static constexpr int kHeight = CellHeight;
+  static constexpr int kWidth = CellWidth;
+  static constexpr bool kPaired = are_paired(kHeight, kWidth);
+  static constexpr int kTogether = kPaired ? 2 : 1;  // cells of a product
+  static constexpr bool kWarpgroups = kHeight >= 64 || kPaired;
+  static constexpr int kBox = box_features(kHeight, kWidth);
+  /// Whoever works on cells of its own: warps, warpgroups, or, as each
+  /// warpgroup takes 64 rows of cells of 128, both together.
+  static constexpr int kWorkers = kWarpgroups ? (kHeight == 128 ? 1 : kConsumers) : 4 * kConsumers;
+  static constexpr int kWorkerThreads = kConsumers * 128 / kWorkers;
+  static constexpr int kOwned = accumulators(kHeight, kWidth) * kWorkerThreads / (kHeight * kWidth);
+  static constexpr int kCapacity = kWorkers * kOwned;  // of a CTA
+  static constexpr int kPieceCells = kCluster * kCapacity;
+  /// Cells of a panel, boxes of a panel.
+  static constexpr int kPanelRows = kHeight < kBox ? kBox / kHeight : 1;
+  static constexpr int kPanelColumns = kWidth < kBox ? kBox / kWidth : 1;
+  static constexpr int kRowBoxes = kHeight > kBox ? kHeight / kBox : 1;
+  static constexpr int kColumnBoxes = kWidth > kBox ? kWidth / kBox : 1;
+};
+
+struct Params {
+  Plane plane;
+  Rounds rounds;
+  const Cell* cells;
+  const int* counts;
+  float* slabs;  // of a piece's cells each
+  SddmmOutput output;
+  int block_width;
+};
+
+/// Which cell a worker multiplies: where its operands lie in a stage, in units of
+/// 16 bytes, and whether they differ from those of the worker's cell before.
+struct Operands {
+  static constexpr unsigned kLoadDy = 1u << 26;
+  static constexpr unsigned kLoadX = 1u << 27;
+  unsigned word;
+  __device__ static Operands of(int dy, int x, bool load_dy, bool load_x) {
+    return {unsigned(dy) | unsigned(x) << 13 | (load_dy ? kLoadDy : 0) | (load_x ? kLoadX : 0)};
+  }
+  __device__ unsigned dy() const { return word & 0x1fff; }
+  __device__ unsigned x() const { return word >> 13 & 0x1fff; }
+};
+
+/// The same of a pair, as the low words of wgmma's descriptors: the first cell's
+/// dy and the distance to the second's; x.
+struct PairOperands {
+  unsigned dy;
+  unsigned x;
+};
+
+/// Where a cell's sums go: the slot (-1: nowhere) and the first element in the block.
+struct Target {
+  int slot;
+  int at;
+  int index;  // of the cell in the piece
+};
+
+/// What goes where in a stage. Boxes that both CTAs of the cluster need are
+/// loaded by one of them for both.
+struct Box {
+  int feature;
+  bool of_dy;
+  bool loaded_here;
+  bool for_both;
+};
+
+template <class C>
+struct Shared {
+  alignas(1024) unsigned char ring[kRingBytes];
+  alignas(8) std::uint64_t full[kMaxStages];
+  alignas(8) std::uint64_t empty[kMaxStages];
+  static constexpr int kProducts = C::kOwned / C::kTogether;  // of a worker
+  alignas(
+      16) std::conditional_t<C::kPaired, PairOperands, Operands> operands[C::kWorkers][kProducts];
+  Target targets[C::kWorkers][C::kOwned];
+  Cell cells[C::kPieceCells];
+  alignas(16) unsigned row_panels[kCluster][kMaxPanels / 32];  // bits, for each CTA
+  alignas(16) unsigned column_panels[kCluster][kMaxPanels / 32];
+  Box boxes[kMaxStageBoxes];
+  Piece piece;
+  bool found;
+};
+
+/// A place in the ring, whose number of stages changes from piece to piece: each
+/// stage's parity is kept separately.
+struct Place {
+  int stage = 0;
+  unsigned parities = 0;
+  __device__ unsigned parity() const { return parities >> stage & 1; }
+  __device__ void advance(int stages) {
+    parities ^= 1u << stage;
+    if (++stage == stages) stage = 0;
+  }
+};
+
+/// Tells both CTAs that this warp has read a stage, as either loads into both.
+__device__ __forceinline__ void release_stage(std::uint64_t* empty) {
+  const unsigned lane = threadIdx.x % 32;
+  const unsigned rank = ptx::cluster_rank();
+  if (lane == rank) {
+    ptx::barrier_arrive(empty);
+  } else if (lane < kCluster) {
+    ptx::barrier_arrive_cluster(empty, lane);
+  }
+}
+
+/// What a CTA's threads know of the piece they work on.
+struct Task {
+  Piece piece;
+  int first, count;  // cells of this CTA, within the piece
+  int boxes;
+  int box_bytes;
+  int stage_bytes;  // the same in both CTAs
+  int ring_stages;
+  int stages;  // of the piece's tokens
+};
+
+}  // namespace block_sparse::cuda::sm90::cells

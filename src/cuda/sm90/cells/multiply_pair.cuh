@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/ptx/wgmma.cuh"
+#include "cuda/sm90/cells/setup.cuh"
+#include "cuda/sm90/cells/store.cuh"
+
+namespace block_sparse::cuda::sm90::cells {
+
+/// A consumer warpgroup that multiplies pairs of cells of 32 x 32 with the same
+/// column: the 64 rows of dy of a product are gathered by its descriptor.
+template <class C>
+struct PairMultiplier {
+  using Mma = ptx::Wgmma<typename C::Element, 32>;
+  static constexpr int kProducts = Shared<C>::kProducts;
+  static constexpr int kGroup = 4;  // products between reads of descriptors
+  static_assert(kProducts % kGroup == 0);
+
+  const Params& p;
+  Shared<C>& shared;
+  const int worker = static_cast<int>(threadIdx.x) / 128 - 1;
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Place at{};
+  float d[kProducts][16];
+
+  __device__ __forceinline__ void fence() {
+#pragma unroll
+    for (int j = 0; j < kProducts; ++j) ptx::wgmma_fence(d[j]);
+  }
+
+  /// Sums `Groups` groups of products over the stages; what fills up the last one
+  /// is not stored. The count is a template argument, as ptxas serialises wgmmas
+  /// that lie behind a branch of their own.
+  template <int Groups>
+  __device__ __forceinline__ void sum(const Task& task) {
+    const int steps = p.rounds.stage_tokens / 16;
+    int in_flight = -1;
+    for (int s = 0; s < task.stages; ++s) {
+      const int stage = at.stage;
+      ptx::barrier_wait(&shared.full[stage], at.parity());
+      at.advance(task.ring_stages);
+      if constexpr (Groups == 0) {
+        release_stage(&shared.empty[stage]);
+        continue;
+      }
+      // Descriptors differ in their low words.
+      std::uint64_t base =
+          ptx::operand<64>(ptx::shared_address(shared.ring) + stage * task.stage_bytes, 0);
+      for (int step = 0; step < steps; ++step, base += 16 * 64 / 16) {
+        const auto operand = [&](std::uint32_t offset) {
+          return (base >> 32 << 32) | (static_cast<std::uint32_t>(base) + offset);
+        };
+        PairOperands of[Groups == 0 ? 1 : Groups * kGroup];
+#pragma unroll
+        for (int j = 0; j < Groups * kGroup; ++j) of[j] = shared.operands[worker][j];
+        fence();
+        ptx::wgmma_begin();
+#pragma unroll
+        for (int j = 0; j < Groups * kGroup; ++j) {
+          Mma::template shared<true, true>(d[j], operand(of[j].dy), operand(of[j].x));
+        }
+        ptx::wgmma_commit();
+        fence();
+        ptx::wgmma_wait<1>();
+      }
+      if (in_flight >= 0) release_stage(&shared.empty[in_flight]);
+      in_flight = stage;
+    }
+    ptx::wgmma_wait<0>();
+    fence();
+    if (in_flight >= 0) release_stage(&shared.empty[in_flight]);
+  }
+
+  __device__ __forceinline__ void run(const Task& task) {
+#pragma unroll
+    for (int j = 0; j < kProducts; ++j) {
+#pragma unroll
+      for (float& v : d[j]) v = 0;
+    }
+    at.stage = 0;
+    const int count = __shfl_sync(~0u, cells_of<C>(task, worker) / 2, 0);
+    switch (ceil_div(count, kGroup)) {
+      case 0:
+        sum<0>(task);
+        break;
+      case 1:
+        sum<1>(task);
+        break;
+      case 2:
+        sum<2>(task);
+        break;
+      default:
+        sum<3>(task);
+    }
+    static_assert(kProducts / kGroup == 3);
+    const CellStore<C> store{p, task, shared.targets[worker]};
+#pragma unroll
+    for (int j = 0; j < kProducts; ++j) {
+      if (j >= count) continue;
+      const int cell = 2 * j + warp / 2;
+      if (shared.targets[worker][cell].slot < 0) continue;
+#pragma unroll
+      for (int i = 0; i < 16; i += 2) {
+        store(cell, warp % 2 * 16 + lane / 4 + i / 2 % 2 * 8, i / 4 * 8 + lane % 4 * 2, d[j][i],
+              d[j][i + 1]);
+      }
+    }
+  }
+};
+
+}  // namespace block_sparse::cuda::sm90::cells
