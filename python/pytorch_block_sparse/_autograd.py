@@ -11,6 +11,8 @@ meets them in the autograd kernels of the operators.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import BuiltinMethodType
 from typing import Any, Literal
 
 import torch
@@ -81,8 +83,8 @@ class BlockSparseLinear(torch.autograd.Function):
     ) -> Any:
         needs_x, needs_values = ctx.needs_input_grad[:2]
         ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        ctx.sizes = out_features, x.size(-1), values.shape  # a nested x has no shape
-        ctx.activation, ctx.allow_tf32 = activation, allow_tf32
+        # x.size: a nested x has no shape.
+        ctx.form = out_features, x.size(-1), values.shape, activation, allow_tf32
         ctx.set_materialize_grads(False)
         if dtype is not None:
             x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
@@ -112,12 +114,14 @@ class BlockSparseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, preactivation_grad: Tensor | None = None) -> Any:
         x, values, bias, state, *index = ctx.saved_tensors
-        out_features, in_features, values_shape = ctx.sizes
+        out_features, in_features, values_shape, activation, allow_tf32 = ctx.form
         x_dtype, values_dtype, bias_dtype = ctx.dtypes
+        needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
         # The gradients may be a batch of them (is_grads_batched=True).
-        call = _recorded if torch.is_grad_enabled() or is_transformed() else below_autograd
-        if grad is not None and ctx.activation != "none":
-            if torch.is_grad_enabled() and ctx.activation in NEED_PREACTIVATION:
+        recorded = torch.is_grad_enabled() or is_transformed()
+        guard = nullcontext if recorded else torch._C._AutoDispatchBelowAutograd
+        if grad is not None and activation != "none":
+            if torch.is_grad_enabled() and activation in NEED_PREACTIVATION:
                 state = None  # what was kept has no history
                 if x is None or values is None:
                     raise RuntimeError(
@@ -125,8 +129,9 @@ class BlockSparseLinear(torch.autograd.Function):
                         "second, call it with preactivation='recompute'"
                     )
             if state is None:
-                state = call(_linear, x, values, index, bias, out_features, "none", ctx.allow_tf32)
-            grad = _ACTIVATION_GRADIENTS[ctx.activation](grad, state)
+                with guard():
+                    state = _linear(x, values, index, bias, out_features, "none", allow_tf32)
+            grad = _ACTIVATION_GRADIENTS[activation](grad, state)
         if preactivation_grad is not None:
             grad = preactivation_grad if grad is None else grad + preactivation_grad
         if grad is None:
@@ -137,22 +142,40 @@ class BlockSparseLinear(torch.autograd.Function):
                 "autocast, or differentiate without create_graph=True"
             )
         dx = dvalues = dbias = None
-        if ctx.needs_input_grad[0]:
-            dx = call(_linear_input_grad, grad, values, index, in_features, ctx.allow_tf32)
-            if dx.dtype != x_dtype:
-                dx = dx.to(x_dtype)
-        if ctx.needs_input_grad[1]:
-            # Products of 16-bit numbers are summed in float32, which they can be asked for.
-            out_dtype = values_dtype if values_dtype == grad.dtype else torch.float32
-            dvalues = call(
-                _linear_weight_grad, grad, x, index, *values_shape, out_dtype, ctx.allow_tf32
-            )
-            if out_dtype != values_dtype:
-                dvalues = dvalues.to(values_dtype)
-        if ctx.needs_input_grad[2]:
-            dbias = grad.reshape(-1, out_features).sum(0, dtype=bias_dtype)
+        with guard():  # one for both: it takes as long as a check of arguments
+            if needs_x:
+                dx = _linear_input_grad._op(grad, values, index, in_features, allow_tf32)
+            if needs_values:
+                # Products of 16-bit numbers are summed in float32, which they can be asked for.
+                # A dtype is slow to pass.
+                out_dtype = None if values_dtype == grad.dtype else torch.float32
+                dvalues = _linear_weight_grad._op(
+                    grad, x, index, *values_shape, out_dtype, allow_tf32
+                )
+        if dx is not None and dx.dtype != x_dtype:
+            dx = dx.to(x_dtype)
+        if dvalues is not None and dvalues.dtype != values_dtype:
+            dvalues = dvalues.to(values_dtype)
+        if needs_bias:
+            rows = grad if grad.dim() == 2 else grad.reshape(-1, out_features)
+            dbias = rows.sum(0) if grad.dtype == bias_dtype else rows.sum(0, dtype=bias_dtype)
         return dx, dvalues, dbias, None, None, None, None, None, None
 
 
-def _recorded(op: Any, *args: Any) -> Any:
-    return op(*args)
+def _unwrapping(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply` on what is in a tensor that has left its `torch.func` transform."""
+    unwrap = torch._C._functorch.unwrap_if_dead
+
+    def applied(x: Tensor, values: Tensor, bias: Tensor | None, *others: Any) -> Any:
+        return apply(unwrap(x), unwrap(values), None if bias is None else unwrap(bias), *others)
+
+    return applied
+
+
+#: `BlockSparseLinear.apply` for callers that have asked `is_transformed`. That of torch 2.11 is
+#: Python, which walks through all arguments: 3 µs a call. Newer ones have it in C++.
+apply_untransformed: Callable[..., Any] = (
+    BlockSparseLinear.apply
+    if isinstance(BlockSparseLinear.apply, BuiltinMethodType)
+    else _unwrapping(super(torch.autograd.Function, BlockSparseLinear).apply)
+)

@@ -49,7 +49,7 @@ def below_autograd(op: Any, *args: Any) -> Any:
     6 µs a call, against the 0.7 µs of this guard.
     """
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        return op._op(*args)  # what op(*args) calls, a third of a microsecond earlier
 
 
 class Form(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import ops as ops  # registers what the operators need
-from ._autograd import NEED_PREACTIVATION, BlockSparseLinear, needs_grad
+from ._autograd import NEED_PREACTIVATION, apply_untransformed, needs_grad
 from ._products import is_transformed
 from ._validation import check_dense, describe
 
@@ -134,7 +134,7 @@ def linear_of(
     elif is_transformed():
         y = _linear(x, values, index, bias, *options)
     elif differentiated:
-        y = BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, None)
+        y = apply_untransformed(x, values, bias, index, *options, preactivation, None)
     else:
         # As below_autograd, in place. Arguments left out need not be parsed.
         with _BelowAutograd():

@@ -290,3 +290,19 @@ def test_tf32_setting_is_read_whichever_way_it_was_set():
             functional.linear(x, weight, bias).sum().backward()
     finally:
         matmul.fp32_precision = before
+
+
+def test_tensor_that_has_left_its_transform_is_a_plain_one(device):
+    x, weight, bias = layer_inputs(device)
+    left = []
+
+    def f(x):
+        left.append(x * x)  # it has a history there, which the transform frees
+        return left[0].square().sum()
+
+    torch.func.grad(f)(x.detach())
+    functional.linear(left[0], weight, bias).sum().backward()  # not into that history
+    y = functional.linear(x.detach() * x.detach(), weight, bias)
+    leaves = weight.values, bias
+    for leaf, expected in zip(leaves, torch.autograd.grad(y.sum(), leaves), strict=True):
+        torch.testing.assert_close(leaf.grad, expected, rtol=0, atol=0)
