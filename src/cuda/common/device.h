@@ -22,6 +22,15 @@ Status current_device(Device* device);
 
 Status to_status(cudaError_t error, const char* doing);
 
+/// Lets a kernel have `bytes` of dynamic shared memory, which without asking are at
+/// most 48 KB.
+template <class Kernel>
+Status allow_shared_memory(Kernel* kernel, int bytes) {
+  return to_status(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+                   "raising the shared memory limit");
+}
+
 /// A row-major matrix (rows, cols) of 2-byte elements, row stride in elements,
 /// as the copy engine sees it: boxes of (box_rows, box_cols) land in shared
 /// memory row after row, swizzled over box_cols * 2 = 32, 64 or 128 bytes.

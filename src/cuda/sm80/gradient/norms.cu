@@ -90,10 +90,7 @@ Status launch(const BlockNormsArgs& a, Stream stream) {
   const PatternView& w = a.pattern;
   const std::int64_t tiles = ((w.rows + kSide - 1) / kSide) * ((w.cols + kSide - 1) / kSide);
   if (tiles == 0) return {};
-  const Status s = to_status(
-      cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kBytes),
-      "raising the shared memory limit");
-  if (!s.ok()) return s;
+  if (Status s = allow_shared_memory(kernel<C>, C::kBytes); !s.ok()) return s;
   kernel<C><<<static_cast<unsigned>(tiles), C::kThreads, C::kBytes, stream>>>(
       {a.dy, a.lddy, a.x, a.ldx, static_cast<int>(w.rows), static_cast<int>(w.cols),
        static_cast<int>(w.block_height), static_cast<int>(w.block_width),

@@ -189,11 +189,7 @@ Status launch(const WeightGradientArgs& a, Stream stream) {
   const PatternView& w = a.pattern;
   Device device;
   Status s = current_device(&device);
-  if (s.ok()) {
-    s = to_status(
-        cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kBytes),
-        "raising the shared memory limit");
-  }
+  if (s.ok()) s = allow_shared_memory(kernel<C>, C::kBytes);
   if (!s.ok()) return s;
   const Splits splits = splits_of(a, device, a.workspace.data == nullptr ? 0 : a.workspace.bytes);
   const Params params{

@@ -21,10 +21,7 @@ template <class C>
 Status launch(const generic::SpmmProblem& p, Stream stream) {
   constexpr int kBytes = sizeof(Shared<C>);
   const auto function = kernel<C>;
-  const Status s =
-      to_status(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-                "raising the shared memory limit");
-  if (!s.ok()) return s;
+  if (Status s = allow_shared_memory(function, kBytes); !s.ok()) return s;
   Device device;
   if (Status found = current_device(&device); !found.ok()) return found;
   const std::int64_t groups = (p.lines.count + C::kLines - 1) / C::kLines;

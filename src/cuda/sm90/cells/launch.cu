@@ -91,11 +91,7 @@ Status launch(const WeightGradientArgs& a, const Layout& l, Stream stream) {
     s = make_tensor_map({a.x, a.tokens, w.cols, a.ldx, t.stage_tokens, C::kBox, is_bf16}, &x_map);
   }
   constexpr int kBytes = sizeof(Shared<C>) + 1024;  // room to align
-  if (s.ok()) {
-    s = to_status(
-        cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-        "raising the shared memory limit");
-  }
+  if (s.ok()) s = allow_shared_memory(kernel<C>, kBytes);
   if (!s.ok()) return s;
 
   auto* counts = static_cast<int*>(a.workspace.data);

@@ -29,11 +29,7 @@ Status launch(const WeightGradientArgs& a, Stream stream) {
   Device device;
   if (s.ok()) s = current_device(&device);
   constexpr int kBytes = sizeof(Shared<C>) + 1024;  // room to align
-  if (s.ok()) {
-    s = to_status(
-        cudaFuncSetAttribute(kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-        "raising the shared memory limit");
-  }
+  if (s.ok()) s = allow_shared_memory(kernel<C>, kBytes);
   if (!s.ok()) return s;
   const Splits splits = choose_splits(a, pieces_of(a), kStageTokens, device.multiprocessors,
                                       a.workspace.data == nullptr ? 0 : a.workspace.bytes);

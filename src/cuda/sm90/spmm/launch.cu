@@ -41,9 +41,7 @@ Status launch(const SpmmProblem& p, Stream stream) {
   if (s = current_device(&device); !s.ok()) return s;
   constexpr int kBytes = sizeof(Shared<C>) + 1024;
   const auto function = kernel<C>;
-  s = to_status(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-                "raising the shared memory limit");
-  if (!s.ok()) return s;
+  if (s = allow_shared_memory(function, kBytes); !s.ok()) return s;
 
   const std::int64_t segments = (p.out + kOuts - 1) / kOuts;
   const std::int64_t token_tiles = (p.tokens + C::kTokens * kCluster - 1) / (C::kTokens * kCluster);
