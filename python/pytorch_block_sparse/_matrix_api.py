@@ -386,9 +386,9 @@ def _as_positions(positions: object, grid: tuple[int, int]) -> Tensor:
             f"block_positions is {describe(positions)}, expected a tensor of ints (2, k)"
         )
     check_shape(positions, (2, positions.shape[1]), "block_positions", "(row and column, k)")
-    rows, cols = positions.cpu().long()
-    check_inside(rows, cols, grid)
-    return positions.long()
+    positions = positions.long()
+    check_inside(positions[0], positions[1], grid)
+    return positions
 
 
 def _whole(value: Any) -> int:
