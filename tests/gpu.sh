@@ -11,10 +11,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-.venv/bin/python}
-if [ -n "${BLOCK_SPARSE_LIBRARY:-}" ]; then export PYTHONPATH=python${PYTHONPATH:+:$PYTHONPATH}; fi
+if [ -n "${BLOCK_SPARSE_LIBRARY:-}" ]; then export PYTHONPATH=$PWD/python${PYTHONPATH:+:$PYTHONPATH}; fi
 
 "${CUDA_TESTS:-build/python/tests/cuda/block_sparse_cuda_tests}" --gtest_brief=1
 
 workers=()
 if "$python" -c "import xdist" 2>/dev/null; then workers=(-n auto --maxprocesses 4); fi
-OMP_NUM_THREADS=1 "$python" -m pytest --device cuda "${workers[@]}" "$@"
+OMP_NUM_THREADS=1 "$python" -m pytest --device=cuda "${workers[@]}" "$@"
