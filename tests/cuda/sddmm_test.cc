@@ -79,9 +79,9 @@ TEST_P(WeightGradient, IsRight) {
   a.ldx = d.ldx;
   a.accumulate = c.accumulate;
   a.dvalues = out.data();
+  const Forced forced(c.kernel);  // whose workspace it is
   const DeviceBuffer workspace(c.workspace ? weight_gradient_workspace(a) : 0);
   a.workspace = {workspace.data(), workspace.size()};
-  const Forced forced(c.kernel);
   ASSERT_EQ(kernel_of(a), c.kernel);
   const Status s = weight_gradient(a, nullptr);
   ASSERT_TRUE(s.ok()) << s.message();
