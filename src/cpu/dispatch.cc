@@ -27,6 +27,13 @@ const char* refuse_tiles(const Args& args) {
   return nullptr;
 }
 
+/// Kernels that take the products of bf16 two by two.
+template <class Args>
+const char* refuse_pairs(const Args& args) {
+  if (args.dtype != DataType::bf16) return "it multiplies bf16";
+  return refuse_tiles(args);
+}
+
 const char* refuse_decode(const ForwardArgs& args) {
   if (args.tokens > spmm::decode_tokens) return "there are too many tokens";
   return refuse_tiles(args);

@@ -106,6 +106,8 @@ class ActivationKernels : public testing::TestWithParam<std::string> {
 std::vector<std::string> forward_kernels() {
   std::vector<std::string> names;
   for (const auto& kernel : cpu::kernels<cpu::ForwardArgs>()) {
+    // Kernels of bf16 alone share this code with the others and round what it gives.
+    if ((kernel.needs & (cpu::avx512_bf16 | cpu::amx_bf16)) != 0) continue;
     if (kernel.needs != 0) names.emplace_back(kernel.name);
   }
   return names;

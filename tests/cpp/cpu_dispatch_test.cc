@@ -17,6 +17,7 @@ namespace {
 constexpr Features baseline = 0;
 constexpr Features narrow = avx2_fma;
 constexpr Features wide = avx2_fma | avx512;
+constexpr Features paired = wide | avx512_bf16;
 constexpr Features widest = wide | avx512_bf16 | amx_bf16;
 
 template <class Args>
@@ -85,6 +86,23 @@ TEST(Choice, SixteenBitTypesHaveFastKernels) {
     EXPECT_EQ(chosen<InputGradientArgs>(wide, type), "spmm_t_avx512_14x32");
     EXPECT_EQ(chosen<WeightGradientArgs>(narrow, type), "sddmm_avx2_6x16");
     EXPECT_EQ(chosen<BlockNormsArgs>(wide, type), "block_norms_avx512_14x32");
+  }
+}
+
+TEST(Choice, Bf16InstructionsAreForBf16) {
+  const auto bf16 = DataType::bf16;
+  EXPECT_EQ(chosen<ForwardArgs>(paired, bf16), "spmm_avx512_bf16_14x32");
+  EXPECT_EQ(chosen<InputGradientArgs>(paired, bf16), "spmm_t_avx512_bf16_14x32");
+  EXPECT_EQ(chosen<WeightGradientArgs>(paired, bf16), "sddmm_avx512_bf16_14x32");
+  EXPECT_EQ(chosen<BlockNormsArgs>(paired, bf16), "block_norms_avx512_bf16_14x32");
+  EXPECT_EQ(chosen<ForwardArgs>(paired, bf16, 16, 16, 6), "spmm_decode_avx512");
+  EXPECT_EQ(chosen<ForwardArgs>(paired, bf16, 16, 24), "spmm_reference");
+  // bf16 has 3 bits less than f16, so f16 goes through f32.
+  for (const DataType type : {DataType::f16, DataType::f32}) {
+    EXPECT_EQ(chosen<ForwardArgs>(widest, type), "spmm_avx512_14x32");
+    EXPECT_EQ(chosen<InputGradientArgs>(widest, type), "spmm_t_avx512_14x32");
+    EXPECT_EQ(chosen<WeightGradientArgs>(widest, type), "sddmm_avx512_14x32");
+    EXPECT_EQ(chosen<BlockNormsArgs>(widest, type), "block_norms_avx512_14x32");
   }
 }
 
@@ -214,9 +232,9 @@ TEST_F(Dispatch, TracesEachRefusalAndTheChoice) {
       "block_sparse: forward float32 (16, 16) in blocks of (16, 16), 2 tokens: ";
   const std::string lacks = " refused: this processor lacks its instructions\n";
   EXPECT_EQ(testing::internal::GetCapturedStderr(),
-            problem + "spmm_decode_avx512" + lacks + problem + "spmm_avx512_14x32" + lacks +
-                problem + "spmm_decode_avx2" + lacks + problem + "spmm_avx2_6x16" + lacks +
-                problem + "spmm_reference chosen\n");
+            problem + "spmm_decode_avx512" + lacks + problem + "spmm_avx512_bf16_14x32" + lacks +
+                problem + "spmm_avx512_14x32" + lacks + problem + "spmm_decode_avx2" + lacks +
+                problem + "spmm_avx2_6x16" + lacks + problem + "spmm_reference chosen\n");
 }
 
 TEST_F(Dispatch, AForcedKernelThatCannotRunSaysWhy) {
@@ -236,6 +254,8 @@ TEST_F(Dispatch, AForcedKernelThatCannotRunSaysWhy) {
             "BLOCK_SPARSE_FORCE asks for spmm_decode_avx2" + tail + "there are too many tokens");
   EXPECT_EQ(message("spmm_avx2_6x16", problem<ForwardArgs>(DataType::f64, 16, 16, 7)),
             "BLOCK_SPARSE_FORCE asks for spmm_avx2_6x16" + tail + "it computes in f32");
+  EXPECT_EQ(message("spmm_avx512_bf16_14x32", problem<ForwardArgs>(DataType::f16, 16, 16, 7)),
+            "BLOCK_SPARSE_FORCE asks for spmm_avx512_bf16_14x32" + tail + "it multiplies bf16");
   EXPECT_EQ(message("spmm_avx2_6x16", problem<ForwardArgs>(DataType::f32, 8, 16, 7)),
             "BLOCK_SPARSE_FORCE asks for spmm_avx2_6x16" + tail +
                 "the block height is no multiple of 16");

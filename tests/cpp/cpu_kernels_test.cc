@@ -18,13 +18,10 @@ using test::Matrix;
 using test::PatternArrays;
 using test::Random;
 
-template <class Args>
-std::vector<std::string> fast_kernels() {
-  std::vector<std::string> names;
-  for (const auto& kernel : cpu::kernels<Args>()) {
-    if (kernel.needs != 0) names.push_back(kernel.name);
-  }
-  return names;
+/// The types that a kernel must take: one that has instructions for bf16 takes no other.
+std::vector<DataType> types_of(cpu::Features needs) {
+  if ((needs & (cpu::avx512_bf16 | cpu::amx_bf16)) != 0) return {DataType::bf16};
+  return {DataType::f32, DataType::bf16, DataType::f16};
 }
 
 template <class Args>
@@ -78,13 +75,19 @@ class KernelTest : public testing::TestWithParam<Parameters> {
 };
 
 template <class Args>
-auto all_parameters() {
-  // 48: strips of 32 and 16. 80: more outputs than a group of 64.
-  return testing::Combine(
-      testing::ValuesIn(fast_kernels<Args>()),
-      testing::Values(DataType::f32, DataType::bf16, DataType::f16),
-      testing::Values(BlockShape{16, 16}, BlockShape{32, 32}, BlockShape{48, 16},
-                      BlockShape{16, 48}, BlockShape{80, 16}));
+std::vector<Parameters> all_parameters() {
+  std::vector<Parameters> out;
+  for (const auto& kernel : cpu::kernels<Args>()) {
+    if (kernel.needs == 0) continue;  // the reference has tests of its own
+    for (const DataType type : types_of(kernel.needs)) {
+      // 48: strips of 32 and 16. 80: more outputs than a group of 64.
+      for (const BlockShape block :
+           {BlockShape{16, 16}, {32, 32}, {48, 16}, {16, 48}, {80, 16}, {32, 64}}) {
+        out.emplace_back(kernel.name, type, block);
+      }
+    }
+  }
+  return out;
 }
 
 class ForwardKernels : public KernelTest<cpu::ForwardArgs> {};
@@ -92,13 +95,16 @@ class InputGradientKernels : public KernelTest<cpu::InputGradientArgs> {};
 class WeightGradientKernels : public KernelTest<cpu::WeightGradientArgs> {};
 class BlockNormsKernels : public KernelTest<cpu::BlockNormsArgs> {};
 
-INSTANTIATE_TEST_SUITE_P(All, ForwardKernels, all_parameters<cpu::ForwardArgs>(),
+INSTANTIATE_TEST_SUITE_P(All, ForwardKernels, testing::ValuesIn(all_parameters<cpu::ForwardArgs>()),
                          name_of_parameters);
-INSTANTIATE_TEST_SUITE_P(All, InputGradientKernels, all_parameters<cpu::InputGradientArgs>(),
+INSTANTIATE_TEST_SUITE_P(All, InputGradientKernels,
+                         testing::ValuesIn(all_parameters<cpu::InputGradientArgs>()),
                          name_of_parameters);
-INSTANTIATE_TEST_SUITE_P(All, WeightGradientKernels, all_parameters<cpu::WeightGradientArgs>(),
+INSTANTIATE_TEST_SUITE_P(All, WeightGradientKernels,
+                         testing::ValuesIn(all_parameters<cpu::WeightGradientArgs>()),
                          name_of_parameters);
-INSTANTIATE_TEST_SUITE_P(All, BlockNormsKernels, all_parameters<cpu::BlockNormsArgs>(),
+INSTANTIATE_TEST_SUITE_P(All, BlockNormsKernels,
+                         testing::ValuesIn(all_parameters<cpu::BlockNormsArgs>()),
                          name_of_parameters);
 
 TEST_P(ForwardKernels, AgreeWithTheExactProduct) {
@@ -122,6 +128,41 @@ TEST_P(WeightGradientKernels, AgreeWithTheExactProduct) {
 
 TEST_P(BlockNormsKernels, AgreeWithTheExactProduct) {
   test::check_block_norms(product(), type(), block(), {0, 1, 7, 130});
+}
+
+/// Calls body(product, type) for each kernel that this processor can run.
+template <class Args, class Body>
+void for_each_kernel(const Body& body) {
+  for (const auto& kernel : cpu::kernels<Args>()) {
+    if (kernel.needs == 0 || (kernel.needs & ~cpu::detected_features()) != 0) continue;
+    SCOPED_TRACE(kernel.name);
+    body(product_of(kernel), types_of(kernel.needs).front());
+  }
+}
+
+/// 4 x 3 blocks of 64 x 1024: a line is more than any scratch holds at once.
+TEST(LongLines, AreWorkedOffInParts) {
+  for_each_kernel<cpu::ForwardArgs>([](const auto& product, DataType type) {
+    test::check_forward(product, type, {64, 1024}, {9, 130});
+  });
+  for_each_kernel<cpu::InputGradientArgs>([](const auto& product, DataType type) {
+    test::check_input_gradient(product, type, {1024, 64}, {9, 130});
+  });
+}
+
+/// More lines than are remembered at once, most of them short.
+TEST(ShortLines, AreWorkedOffInGroups) {
+  Random random(8);
+  const PatternArrays pattern = test::random_pattern({4805, 32, 16, 16}, 0.3, 1, random);
+  for_each_kernel<cpu::ForwardArgs>([&](const auto& product, DataType type) {
+    const Matrix x = test::random_matrix(type, 9, 32, random);
+    const Matrix values = test::random_values(type, pattern, random);
+    Matrix y(type, 9, 4805, 4805);
+    const auto args =
+        test::forward_args(pattern, x, values, nullptr, Activation::none, nullptr, &y);
+    ASSERT_TRUE(product(args, serial_executor()).ok());
+    test::expect_close(y, test::exact_forward(pattern, x, values, nullptr), type);
+  });
 }
 
 /// The bits of `result` after run(executor), the same for every number of threads.

@@ -5,6 +5,7 @@
 
 namespace block_sparse::cpu::sddmm {
 
-const Kernels avx2_kernels = {sizeof(Scratch), pack<Avx2>, multiply<Avx2>, narrow<Avx2>, squares};
+const Kernels avx2_kernels = {1,      1, sizeof(Scratch), pack<Avx2>, multiply<Avx2>, narrow<Avx2>,
+                              squares};
 
 }  // namespace block_sparse::cpu::sddmm

@@ -5,7 +5,7 @@
 
 namespace block_sparse::cpu::sddmm {
 
-const Kernels avx512_kernels = {sizeof(Scratch), pack<Avx512>, multiply<Avx512>, narrow<Avx512>,
-                                squares};
+const Kernels avx512_kernels = {
+    1, 1, sizeof(Scratch), pack<Avx512>, multiply<Avx512>, narrow<Avx512>, squares};
 
 }  // namespace block_sparse::cpu::sddmm

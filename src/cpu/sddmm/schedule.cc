@@ -43,8 +43,12 @@ Status accumulate(Operands op, const Args& args, Range blocks, bool start_from_z
   // Strips are whole vectors: the last may stick out of x by a vector of 16 and the block by 16.
   const std::int64_t width = (op.cols + 15) / 16 * 16 + 16;
   const std::int64_t pass = std::min(tokens, std::max<std::int64_t>(64, packed_elements / width));
-  op.packed_x = static_cast<float*>(
-      thread_scratch(ScratchUse::staging, static_cast<std::size_t>(pass * width) * sizeof(float)));
+  const auto depth_of = [&](std::int64_t count) {
+    return (count + kernels.token_unit - 1) / kernels.token_unit * kernels.token_unit /
+           kernels.word_tokens;
+  };
+  op.packed_x = static_cast<float*>(thread_scratch(
+      ScratchUse::staging, static_cast<std::size_t>(depth_of(pass) * width) * sizeof(float)));
   if (op.packed_x == nullptr) return no_scratch();
 
   const bool small = n * op.block_height * op.block_width * tokens < serial_work;
@@ -55,6 +59,7 @@ Status accumulate(Operands op, const Args& args, Range blocks, bool start_from_z
   const std::size_t element = size_of(op.dtype);
   for (std::int64_t first = 0; first < tokens; first += pass) {
     op.tokens = std::min(pass, tokens - first);
+    op.depth = depth_of(op.tokens);
     op.dy = static_cast<const char*>(args.dy) + static_cast<std::size_t>(first * op.lddy) * element;
     op.x = static_cast<const char*>(args.x) + static_cast<std::size_t>(first * op.ldx) * element;
     op.start_from_zero = start_from_zero && first == 0;
@@ -190,8 +195,10 @@ Status block_norms(const BlockNormsArgs& args, const Executor& executor) {
 }
 
 template Status weight_gradient<avx2_kernels>(const WeightGradientArgs&, const Executor&);
+template Status weight_gradient<avx512_bf16_kernels>(const WeightGradientArgs&, const Executor&);
 template Status weight_gradient<avx512_kernels>(const WeightGradientArgs&, const Executor&);
 template Status block_norms<avx2_kernels>(const BlockNormsArgs&, const Executor&);
+template Status block_norms<avx512_bf16_kernels>(const BlockNormsArgs&, const Executor&);
 template Status block_norms<avx512_kernels>(const BlockNormsArgs&, const Executor&);
 
 }  // namespace block_sparse::cpu::sddmm

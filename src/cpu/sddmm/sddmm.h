@@ -34,7 +34,8 @@ struct Operands {
   std::int64_t lddy;
   const void* x;
   std::int64_t ldx;
-  float* packed_x;  // x in strips of (tokens, strip width), zeros behind cols
+  float* packed_x;     // x in strips of (depth, strip width), zeros behind cols
+  std::int64_t depth;  // words that a pass takes: see Kernels
   bool start_from_zero;
 
   std::int64_t block_rows() const { return (rows + block_height - 1) / block_height; }
@@ -60,6 +61,10 @@ struct Extent {
 
 /// What one instruction set offers.
 struct Kernels {
+  /// Tokens in a word of packed operands: 1, floats, or 2, pairs of bf16.
+  int word_tokens;
+  /// Packed operands hold a multiple of this many tokens, zeros behind those that exist.
+  int token_unit;
   std::size_t scratch_bytes;
   /// Fills packed_x for these block columns.
   void (*pack)(const Operands& operands, Range block_cols);
@@ -73,5 +78,6 @@ struct Kernels {
 
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512_bf16_kernels;
 
 }  // namespace block_sparse::cpu::sddmm

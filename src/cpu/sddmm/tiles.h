@@ -11,7 +11,7 @@
 
 /// SDDMM from register tiles: outputs of W are the rows of a tile, its inputs
 /// the vectors, tokens the reduced index. Included by one source per
-/// instruction set.
+/// instruction set, which says in a format F how operands are packed and tiles multiplied.
 namespace block_sparse::cpu::sddmm {
 namespace {
 
@@ -36,44 +36,63 @@ std::int64_t strip_width(const Operands& op, std::int64_t i) {
   return op.block_width - i >= 2 * V::lanes ? 2 * V::lanes : V::lanes;
 }
 
+/// Operands of T as floats, one token a word.
 template <class V, class T>
+struct Floats {
+  using Vector = V;
+  using Element = T;
+  static constexpr std::int64_t word_tokens = 1;
+  using Pair = Tiles<V, 2, ALayout::k_major>;
+  using Single = Tiles<V, 1, ALayout::k_major>;
+
+  /// x (tokens, cols), `ld` apart, as (depth, width), zeros behind cols.
+  static void pack_x(const T* x, std::int64_t ld, std::int64_t tokens, std::int64_t cols,
+                     std::int64_t width, std::int64_t /*depth*/, float* out) {
+    pack_rows<V>(x, ld, tokens, cols, width, out);
+  }
+
+  /// dy (tokens, rows), `ld` apart, `readable` elements of each row allowed to be
+  /// read, becomes (tokens, rows) without gaps; up to a vector behind is overwritten.
+  static void pack_dy(const T* dy, std::int64_t ld, std::int64_t tokens, std::int64_t rows,
+                      std::int64_t readable, std::int64_t /*depth*/, float* out) {
+    for (std::int64_t v = 0; v < rows; v += V::lanes) {
+      const int part = static_cast<int>(smaller(readable - v, V::lanes));
+      // Stores overlap the next token's place, so tokens go in order and vectors of a row from
+      // the left would spoil their neighbours: only a row of one vector may overlap.
+      const std::int64_t kept = smaller(rows - v, V::lanes);
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        const T* from = dy + t * ld + v;
+        const typename V::Float value = part == V::lanes ? V::load(from) : V::load_part(from, part);
+        if (rows <= V::lanes || kept == V::lanes) {
+          V::store(out + t * rows + v, value);
+        } else {
+          V::store_part(out + t * rows + v, value, static_cast<int>(kept));
+        }
+      }
+    }
+  }
+};
+
+template <class F>
 void pack_of(const Operands& op, Range block_cols) {
+  using V = typename F::Vector;
   for (std::int64_t col = block_cols.begin; col < block_cols.end; ++col) {
     const std::int64_t first = col * op.block_width;
     const std::int64_t valid = smaller(op.block_width, op.cols - first);
     for (std::int64_t i = 0; i < valid; i += strip_width<V>(op, i)) {
       const std::int64_t width = strip_width<V>(op, i);
-      pack_rows<V>(static_cast<const T*>(op.x) + first + i, op.ldx, op.tokens,
-                   smaller(width, valid - i), width, op.packed_x + (first + i) * op.tokens);
-    }
-  }
-}
-
-/// dy (tokens, rows), `ld` apart, `readable` elements of each row allowed to be
-/// read, becomes (tokens, rows) without gaps; up to a vector behind is overwritten.
-template <class V, class T>
-void pack_dy(const T* dy, std::int64_t ld, std::int64_t tokens, std::int64_t rows,
-             std::int64_t readable, float* out) {
-  for (std::int64_t v = 0; v < rows; v += V::lanes) {
-    const int part = static_cast<int>(smaller(readable - v, V::lanes));
-    // Stores overlap the next token's place, so tokens go in order and vectors of a row from the
-    // left would spoil their neighbours: only a row of one vector may overlap.
-    const std::int64_t kept = smaller(rows - v, V::lanes);
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      const T* from = dy + t * ld + v;
-      const typename V::Float value = part == V::lanes ? V::load(from) : V::load_part(from, part);
-      if (rows <= V::lanes || kept == V::lanes) {
-        V::store(out + t * rows + v, value);
-      } else {
-        V::store_part(out + t * rows + v, value, static_cast<int>(kept));
-      }
+      F::pack_x(static_cast<const typename F::Element*>(op.x) + first + i, op.ldx, op.tokens,
+                smaller(width, valid - i), width, op.depth, op.packed_x + (first + i) * op.depth);
     }
   }
 }
 
 /// One row of blocks, one group of its rows, one chunk of tokens.
-template <class V, class T>
+template <class F>
 class Panel {
+  using V = typename F::Vector;
+  using T = typename F::Element;
+
  public:
   Panel(const Operands& operands, Scratch& scratch, std::int64_t row, std::int64_t first_row,
         Range tokens)
@@ -81,13 +100,15 @@ class Panel {
     const std::int64_t begin = row * op_.block_height + first_row;
     const std::int64_t group = smaller(group_rows, op_.block_height - first_row);
     rows_ = smaller(group, op_.rows - begin);
+    // Only the last chunk may be filled up to a unit of tokens.
+    depth_ = smaller(chunk_tokens / F::word_tokens, op_.depth - tokens.begin / F::word_tokens);
     start_ = op_.start_from_zero && tokens.begin == 0 ? s_.zeros : nullptr;
     pair_ = op_.block_width >= 2 * V::lanes;
     const T* dy = static_cast<const T*>(op_.dy) + tokens.begin * op_.lddy + begin;
     for (std::int64_t i = 0; i < tile_count(); ++i) {
       const std::int64_t at = tile_begin(i);
-      pack_dy<V>(dy + at, op_.lddy, length(), tile_begin(i + 1) - at, op_.rows - begin - at,
-                 s_.packed_dy + at * length());
+      F::pack_dy(dy + at, op_.lddy, tokens.end - tokens.begin, tile_begin(i + 1) - at,
+                 op_.rows - begin - at, depth_, s_.packed_dy + at * depth_);
     }
   }
 
@@ -98,7 +119,8 @@ class Panel {
     const std::int64_t valid = smaller(op_.block_width, op_.cols - first);
     for (std::int64_t o = 0; o < valid; o += strip_width<V>(op_, o)) {
       const std::int64_t width = strip_width<V>(op_, o);
-      const float* x = op_.packed_x + (first + o) * op_.tokens + tokens_.begin * width;
+      const float* x =
+          op_.packed_x + (first + o) * op_.depth + tokens_.begin / F::word_tokens * width;
       if (o + width <= valid) {
         strip(x, width, c + o, op_.block_width);
       } else {
@@ -111,10 +133,9 @@ class Panel {
   }
 
  private:
-  using Pair = Tiles<V, 2, ALayout::k_major>;
-  using Single = Tiles<V, 1, ALayout::k_major>;
+  using Pair = typename F::Pair;
+  using Single = typename F::Single;
 
-  std::int64_t length() const { return tokens_.end - tokens_.begin; }
   // A block of one vector a row has tiles of more rows.
   std::int64_t tile_count() const { return pair_ ? Pair::count(rows_) : Single::count(rows_); }
   std::int64_t tile_begin(std::int64_t i) const {
@@ -122,7 +143,7 @@ class Panel {
   }
 
   void strip(const float* x, std::int64_t width, float* c, std::int64_t ldc) const {
-    const Run run{0, 0, length()};
+    const Run run{0, 0, depth_};
     TileArgs args;
     args.runs = &run;
     args.n_runs = 1;
@@ -133,7 +154,7 @@ class Panel {
     for (std::int64_t i = 0; i < tile_count(); ++i) {
       const std::int64_t begin = tile_begin(i);
       const std::int64_t rows = tile_begin(i + 1) - begin;
-      args.a = s_.packed_dy + begin * length();
+      args.a = s_.packed_dy + begin * depth_;
       args.lda = rows;
       args.c = c + begin * ldc;
       if (width == 2 * V::lanes) {
@@ -155,12 +176,13 @@ class Panel {
   Scratch& s_;
   const std::int64_t first_row_;  // of the block
   const Range tokens_;
-  std::int64_t rows_;  // of this group that exist
+  std::int64_t depth_;  // words of the chunk
+  std::int64_t rows_;   // of this group that exist
   const float* start_;
   bool pair_;
 };
 
-template <class V, class T>
+template <class F>
 void multiply_of(const Operands& op, Range blocks, Scratch& scratch) {
   for (float& zero : scratch.zeros) zero = 0;
   const std::int64_t grid = op.block_cols();
@@ -183,7 +205,7 @@ void multiply_of(const Operands& op, Range blocks, Scratch& scratch) {
     for (std::int64_t first = 0; first < op.block_height; first += group_rows) {
       if (row * op.block_height + first >= op.rows) break;
       for (std::int64_t t = 0; t < op.tokens; t += chunk_tokens) {
-        const Panel<V, T> panel(op, scratch, row, first, {t, smaller(t + chunk_tokens, op.tokens)});
+        const Panel<F> panel(op, scratch, row, first, {t, smaller(t + chunk_tokens, op.tokens)});
         for (std::int64_t i = begin; i < end; ++i) {
           panel.add_to(i, op.col_indices == nullptr ? i % grid : op.col_indices[i]);
         }
@@ -197,11 +219,11 @@ template <class V>
 void pack(const Operands& op, Range block_cols) {
   switch (op.dtype) {
     case DataType::f32:
-      return pack_of<V, float>(op, block_cols);
+      return pack_of<Floats<V, float>>(op, block_cols);
     case DataType::bf16:
-      return pack_of<V, Bf16>(op, block_cols);
+      return pack_of<Floats<V, Bf16>>(op, block_cols);
     case DataType::f16:
-      return pack_of<V, F16>(op, block_cols);
+      return pack_of<Floats<V, F16>>(op, block_cols);
     case DataType::f64:
       return;  // refused before
   }
@@ -211,11 +233,11 @@ template <class V>
 void multiply(const Operands& op, Range blocks, void* scratch) {
   switch (op.dtype) {
     case DataType::f32:
-      return multiply_of<V, float>(op, blocks, *static_cast<Scratch*>(scratch));
+      return multiply_of<Floats<V, float>>(op, blocks, *static_cast<Scratch*>(scratch));
     case DataType::bf16:
-      return multiply_of<V, Bf16>(op, blocks, *static_cast<Scratch*>(scratch));
+      return multiply_of<Floats<V, Bf16>>(op, blocks, *static_cast<Scratch*>(scratch));
     case DataType::f16:
-      return multiply_of<V, F16>(op, blocks, *static_cast<Scratch*>(scratch));
+      return multiply_of<Floats<V, F16>>(op, blocks, *static_cast<Scratch*>(scratch));
     case DataType::f64:
       return;  // refused before
   }

@@ -8,9 +8,15 @@
 #include "cpu/simd/packing.h"
 #include "cpu/spmm/spmm.h"
 
-/// What comes before and after the sums, whatever kernel forms them.
+/// What all kernels need around the sums that they form.
 namespace block_sparse::cpu::spmm {
 namespace {
+
+/// Walks over the reduced features of a line in chunks.
+struct Cursor {
+  std::int64_t block;
+  std::int64_t offset;  // features of it that are done
+};
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
@@ -74,12 +80,11 @@ void finish(const Operands& op, Range tokens, std::int64_t output, std::int64_t 
 }
 
 template <class V>
-void widen(const void* in, DataType dtype, std::int64_t n, float* out) {
-  const std::int64_t whole = (n + V::lanes - 1) / V::lanes * V::lanes;
+void widen(const void* in, DataType dtype, std::int64_t n, std::int64_t width, float* out) {
   if (dtype == DataType::bf16) {
-    pack_rows<V>(static_cast<const Bf16*>(in), 0, 1, n, whole, out);
+    pack_rows<V>(static_cast<const Bf16*>(in), 0, 1, n, width, out);
   } else {
-    pack_rows<V>(static_cast<const F16*>(in), 0, 1, n, whole, out);
+    pack_rows<V>(static_cast<const F16*>(in), 0, 1, n, width, out);
   }
 }
 

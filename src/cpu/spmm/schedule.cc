@@ -10,9 +10,9 @@
 namespace block_sparse::cpu::spmm {
 namespace {
 
-/// 16-bit activations are widened to f32 for this many elements at a time: 8 MiB,
-/// enough work for all threads between two barriers.
-constexpr std::int64_t staged_elements = std::int64_t{1} << 21;
+/// A is staged in this many words at a time, where it must be: 8 MiB, enough work for all
+/// threads between two barriers.
+constexpr std::int64_t staged_words = std::int64_t{1} << 21;
 
 /// y for the tokens that `operands.a` holds.
 Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& kernels,
@@ -38,32 +38,45 @@ Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& ke
                    });
 }
 
-/// a (tokens, reduced) of a 16-bit type becomes f32, `width` apart.
-void widen(const char* a, std::int64_t lda, std::int64_t tokens, const Operands& operands,
+/// a (tokens, reduced) becomes words, `width` apart.
+void stage(const char* a, std::int64_t lda, std::int64_t tokens, const Operands& operands,
            float* out, std::int64_t width, const Kernels& kernels, const Executor& executor) {
   const std::size_t row_bytes = static_cast<std::size_t>(lda) * size_of(operands.dtype);
   const auto rows = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      kernels.widen(a + static_cast<std::size_t>(t) * row_bytes, operands.dtype, operands.reduced,
-                    out + t * width);
+      kernels.stage(a + static_cast<std::size_t>(t) * row_bytes, operands.dtype, operands.reduced,
+                    width, out + t * width);
     }
   };
   const bool small = tokens * operands.reduced < serial_work / 4;
   (small ? serial_executor() : executor).parallel_for(tokens, rows);
 }
 
-/// Widens `a` (tokens, reduced) where needed, then multiplies.
+/// Words of a row of staged A.
+std::int64_t staged_width(const Operands& operands, const Kernels& kernels) {
+  const std::int64_t unit = kernels.word_elements == 1 ? 16 : operands.reduce_extent;
+  const std::int64_t units = std::max<std::int64_t>((operands.reduced + unit - 1) / unit, 1);
+  return units * unit / kernels.word_elements;
+}
+
+/// Whether kernels can read A where it lies.
+bool in_place(const Operands& operands, std::int64_t lda, const Kernels& kernels) {
+  if (kernels.word_elements == 1) return operands.dtype == DataType::f32;
+  return lda % 2 == 0 && operands.reduced % operands.reduce_extent == 0;
+}
+
+/// Stages `a` (tokens, reduced) where needed, then multiplies.
 Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t tokens,
            const Kernels& kernels, const Executor& executor) {
   if (tokens == 0 || operands.outputs == 0) return {};
-  operands.lda = lda;
-  if (operands.dtype == DataType::f32) {
+  if (in_place(operands, lda, kernels)) {
     operands.a = static_cast<const float*>(a);
+    operands.lda = lda / kernels.word_elements;
     return multiply(operands, tokens, kernels, executor);
   }
-  const std::int64_t width = std::max<std::int64_t>((operands.reduced + 15) / 16 * 16, 16);
+  const std::int64_t width = staged_width(operands, kernels);
   const std::int64_t step =
-      std::min(tokens, std::max<std::int64_t>(kernels.panel, staged_elements / width));
+      std::min(tokens, std::max<std::int64_t>(kernels.panel, staged_words / width));
   float* staged = static_cast<float*>(
       thread_scratch(ScratchUse::staging, static_cast<std::size_t>(step * width) * sizeof(float)));
   if (staged == nullptr) return no_scratch();
@@ -74,7 +87,7 @@ Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t toke
     const std::int64_t count = std::min(step, tokens - first);
     const char* rows =
         static_cast<const char*>(a) + static_cast<std::size_t>(first * lda) * element;
-    widen(rows, lda, count, operands, staged, width, kernels, executor);
+    stage(rows, lda, count, operands, staged, width, kernels, executor);
     if (Status status = multiply(operands, count, kernels, executor); !status.ok()) return status;
     const std::size_t written = static_cast<std::size_t>(count * operands.ldy) * element;
     operands.y = static_cast<char*>(operands.y) + written;
@@ -158,10 +171,12 @@ Status input_gradient(const InputGradientArgs& args, const Executor& executor) {
 }
 
 template Status forward<avx2_kernels>(const ForwardArgs&, const Executor&);
+template Status forward<avx512_bf16_kernels>(const ForwardArgs&, const Executor&);
 template Status forward<avx512_kernels>(const ForwardArgs&, const Executor&);
 template Status forward<avx2_decode_kernels>(const ForwardArgs&, const Executor&);
 template Status forward<avx512_decode_kernels>(const ForwardArgs&, const Executor&);
 template Status input_gradient<avx2_kernels>(const InputGradientArgs&, const Executor&);
+template Status input_gradient<avx512_bf16_kernels>(const InputGradientArgs&, const Executor&);
 template Status input_gradient<avx512_kernels>(const InputGradientArgs&, const Executor&);
 
 }  // namespace block_sparse::cpu::spmm

@@ -29,7 +29,8 @@ struct Operands {
   DataType dtype;  // of values, bias, preactivation, y
   const void* values;
 
-  const float* a;  // (tokens, reduced)
+  /// (tokens, reduced), `lda` words apart: floats, or pairs of bf16 (Kernels::word_elements).
+  const float* a;
   std::int64_t lda;
 
   const void* bias;  // (outputs), or null
@@ -49,16 +50,20 @@ constexpr std::int64_t decode_tokens = 6;
 struct Kernels {
   /// Tokens for which a packed piece of W is used before it is packed again.
   std::int64_t panel;
+  /// Elements of A in a word: 1, floats, or 2, neighbours of bf16 as they lie in A. Pairs take
+  /// whole blocks: the rest of the last one must be there and zero.
+  int word_elements;
   /// Bytes of scratch, aligned to 64, that `block` works in.
   std::size_t scratch_bytes;
   /// y for these lines and tokens.
   void (*block)(const Operands& operands, Range lines, Range tokens, void* scratch);
-  /// n elements of bf16 or f16 as f32; out holds n rounded up to 16.
-  void (*widen)(const void* in, DataType dtype, std::int64_t n, float* out);
+  /// n elements of A as words, zeros behind them up to `width` words.
+  void (*stage)(const void* in, DataType dtype, std::int64_t n, std::int64_t width, float* out);
 };
 
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+extern const Kernels avx512_bf16_kernels;
 extern const Kernels avx2_decode_kernels;  // forward of up to decode_tokens
 extern const Kernels avx512_decode_kernels;
 

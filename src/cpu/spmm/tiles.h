@@ -29,12 +29,6 @@ struct Scratch {
   Run runs[max_runs];
 };
 
-/// Walks over the reduced features of a line in chunks.
-struct Cursor {
-  std::int64_t block;
-  std::int64_t offset;  // features of it that are done
-};
-
 /// One group of outputs of one line, for all tokens of a panel.
 template <class V, class T>
 class Group {
