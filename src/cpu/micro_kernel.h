@@ -17,9 +17,13 @@ struct Run {
   std::int64_t length;
 };
 
-/// How A lies in memory: `row_major`, A(m, k) = a[m * lda + k], or `k_major`,
-/// A(m, k) = a[k * lda + m].
-enum class ALayout { row_major, k_major };
+/// Reduced indices that lie side by side in the chunks of a packed A: a cache line.
+constexpr std::int64_t chunk = 16;
+
+/// How A lies in memory: `row_major`, A(m, k) = a[m * lda + k]; `k_major`,
+/// A(m, k) = a[k * lda + m]; `chunked`, chunks of (rows, 16), of which k / 16 counts
+/// and k % 16 is a column, so that one address and constants reach all rows.
+enum class ALayout { row_major, k_major, chunked };
 
 struct TileArgs {
   const float* a;
@@ -37,48 +41,104 @@ struct TileArgs {
 /// bases it is given instead of one index register for each row.
 inline void opaque(const float*& pointer) { asm("" : "+r"(pointer)); }
 
+/// C += the column of A at a, a + stride... times the row of B at b.
+template <class V, int rows, int vectors, class ElementOfA>
+[[gnu::always_inline]] inline void multiply_add(typename V::Float (&c)[rows][vectors],
+                                                const float* b, const ElementOfA& a) {
+  typename V::Float row[vectors];
+#pragma GCC unroll 2
+  for (int j = 0; j < vectors; ++j) row[j] = V::load(b + j * V::lanes);
+#pragma GCC unroll 32
+  for (int m = 0; m < rows; ++m) {
+    if constexpr (vectors == 1) {
+      V::accumulate(c[m][0], a(m), row[0]);
+    } else {
+      const typename V::Float x = V::broadcast(a(m));
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; ++j) V::accumulate(c[m][j], x, row[j]);
+    }
+  }
+}
+
+/// C += A B over one run, A in rows or columns.
+template <class V, int rows, int vectors, ALayout layout>
+[[gnu::always_inline]] inline void add_run(typename V::Float (&c)[rows][vectors],
+                                           const TileArgs& args, const Run& run) {
+  // One address register serves three rows: a, a + lda, a + 2 lda.
+  constexpr bool row_major = layout == ALayout::row_major;
+  constexpr int bases = row_major ? (rows + 2) / 3 : 1;
+  const std::int64_t lda = args.lda;
+  const float* a[bases];
+#pragma GCC unroll 16
+  for (int g = 0; g < bases; ++g) {
+    a[g] = args.a + run.a + g * 3 * lda;
+    opaque(a[g]);
+  }
+  const float* b = args.b + run.b_row * args.ldb;
+  for (std::int64_t k = run.length; k > 0; --k) {
+    multiply_add<V>(c, b, [&](int m) __attribute__((always_inline)) {
+      return row_major ? a[m / 3] + (m % 3) * lda : a[0] + m;
+    });
+    b += args.ldb;
+#pragma GCC unroll 16
+    for (int g = 0; g < bases; ++g) a[g] += row_major ? 1 : lda;
+  }
+}
+
+/// The same where A is packed in chunks. A run starts with a chunk.
+template <class V, int rows, int vectors>
+[[gnu::always_inline]] inline void add_chunks(typename V::Float (&c)[rows][vectors],
+                                              const TileArgs& args, const Run& run) {
+  const float* a = args.a + run.a * rows;
+  const float* b = args.b + run.b_row * args.ldb;
+  std::int64_t left = run.length;
+  for (; left >= chunk; left -= chunk) {
+    // Few enough that the code of a tile stays in the cache of decoded instructions.
+    for (int four = 0; four < chunk / 4; ++four) {
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        multiply_add<V>(c, b,
+                        [&](int m) __attribute__((always_inline)) { return a + m * chunk + k; });
+        b += args.ldb;
+      }
+      a += 4;
+    }
+    a += (rows - 1) * chunk;
+  }
+  for (; left > 0; --left) {
+    multiply_add<V>(c, b, [&](int m) __attribute__((always_inline)) { return a + m * chunk; });
+    b += args.ldb;
+    ++a;
+  }
+}
+
 /// Every element of C is summed in the order of k with one FMA each, whatever
 /// the shape of the tile: how rows are cut into tiles never changes a result.
 template <class V, int rows, int vectors, ALayout layout>
 void tile(const TileArgs& args) {
-  using Float = typename V::Float;
-  constexpr bool row_major = layout == ALayout::row_major;
-  const std::int64_t lda = args.lda;
-  Float c[rows][vectors];
+  typename V::Float c[rows][vectors];
 #pragma GCC unroll 32
   for (int m = 0; m < rows; ++m) {
     const float* from = args.start != nullptr ? args.start : args.c + m * args.ldc;
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) c[m][j] = V::load(from + j * V::lanes);
   }
-
-  // One address register serves three rows: a, a + lda, a + 2 lda.
-  constexpr int bases = row_major ? (rows + 2) / 3 : 1;
-  const float* a[bases];
-  const Run* const end = args.runs + args.n_runs;
-  for (const Run* run = args.runs; run != end; ++run) {
-#pragma GCC unroll 16
-    for (int g = 0; g < bases; ++g) {
-      a[g] = args.a + run->a + g * 3 * lda;
-      opaque(a[g]);
-    }
-    const float* b = args.b + run->b_row * args.ldb;
-    for (std::int64_t k = run->length; k > 0; --k) {
-      Float row[vectors];
-#pragma GCC unroll 2
-      for (int j = 0; j < vectors; ++j) row[j] = V::load(b + j * V::lanes);
+  // Rows of C are far apart, so hardware does not foresee that they will be written.
 #pragma GCC unroll 32
-      for (int m = 0; m < rows; ++m) {
-        const Float x = V::broadcast(row_major ? a[m / 3] + (m % 3) * lda : a[0] + m);
+  for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 2
-        for (int j = 0; j < vectors; ++j) c[m][j] = V::fma(x, row[j], c[m][j]);
-      }
-      b += args.ldb;
-#pragma GCC unroll 16
-      for (int g = 0; g < bases; ++g) a[g] += row_major ? 1 : lda;
+    for (int j = 0; j < vectors; ++j) {
+      __builtin_prefetch(args.c + m * args.ldc + j * V::lanes, 1, 3);
     }
   }
-
+  const Run* const end = args.runs + args.n_runs;
+  for (const Run* run = args.runs; run != end; ++run) {
+    if constexpr (layout == ALayout::chunked) {
+      add_chunks<V>(c, args, *run);
+    } else {
+      add_run<V, rows, vectors, layout>(c, args, *run);
+    }
+  }
 #pragma GCC unroll 32
   for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 2

@@ -46,8 +46,7 @@ test::Product<Args> product_of(const cpu::Kernel<Args>& kernel) {
   };
 }
 
-/// All that decode kernels take, and around the heights of tiles (6, 12, 14, 28)
-/// and chunks (128).
+/// All that decode kernels take, and around the heights of tiles (6, 12, 14, 28).
 const std::vector<std::int64_t> token_counts = {0, 1, 2, 3, 4, 5, 6, 7, 13, 29, 127, 130};
 
 using Parameters = std::tuple<std::string, DataType, BlockShape>;
@@ -163,6 +162,35 @@ TEST(ShortLines, AreWorkedOffInGroups) {
     ASSERT_TRUE(product(args, serial_executor()).ok());
     test::expect_close(y, test::exact_forward(pattern, x, values, nullptr), type);
   });
+}
+
+/// Runs every kernel that does not refuse.
+template <class Args>
+void expect_all_close(const Args& args, Matrix& result, const std::vector<test::Exact>& exact) {
+  for (const auto& kernel : cpu::kernels<Args>()) {
+    if (cpu::refusal(kernel, args, cpu::detected_features()) != nullptr) continue;
+    SCOPED_TRACE(kernel.name);
+    result.fill_all(test::untouched);
+    ASSERT_TRUE(kernel.run(args, serial_executor()).ok());
+    test::expect_close(result, exact, result.type());
+  }
+}
+
+/// More than the tiles hold packed at a time, of W (2^20 elements) and of tokens (2^16).
+TEST(LargeProducts, AreMadeOfSeveralPackedParts) {
+  Random random(9);
+  const PatternArrays pattern = test::random_pattern({1361, 1043, 16, 16}, 1.0, 1, random);
+  for (const DataType type : {DataType::f32, DataType::bf16}) {
+    const Matrix x = test::random_matrix(type, 70, 1043, random);
+    const Matrix dy = test::random_matrix(type, 70, 1361, random);
+    const Matrix values = test::random_values(type, pattern, random);
+    Matrix y(type, 70, 1361, 1361);
+    Matrix dx(type, 70, 1043, 1043);
+    expect_all_close(test::forward_args(pattern, x, values, nullptr, Activation::none, nullptr, &y),
+                     y, test::exact_forward(pattern, x, values, nullptr));
+    expect_all_close(test::input_gradient_args(pattern, dy, values, &dx), dx,
+                     test::exact_input_gradient(pattern, dy, values));
+  }
 }
 
 /// The bits of `result` after run(executor), the same for every number of threads.

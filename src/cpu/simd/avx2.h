@@ -22,9 +22,6 @@ struct Avx2 {
   static constexpr int rows_of_one = 12;
   /// Tokens of a tile of dot products, times 4 outputs: 12 accumulators.
   static constexpr int dot_tokens = 3;
-  /// Tokens for which a packed piece of W is used before it is packed again: packing an element
-  /// costs about 1/4 cycle, using it 1/16 cycle a token.
-  static constexpr int panel = 256;
 
   static Float zero() { return _mm256_setzero_ps(); }
   static Float set(float value) { return _mm256_set1_ps(value); }
@@ -35,6 +32,12 @@ struct Avx2 {
   static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   /// a * b + c
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  /// sum += a * b, in the register of the sum: left to itself the compiler moves sums around.
+  static void accumulate(Float& sum, Float a, Float b) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  }
+  /// sum += *a * b
+  static void accumulate(Float& sum, const float* a, Float b) { accumulate(sum, broadcast(a), b); }
   /// b where either is NaN.
   static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }

@@ -18,8 +18,6 @@ struct Avx512 {
   static constexpr int rows_of_one = 28;
   /// 24 accumulators, 6 vectors of tokens and 1 of W.
   static constexpr int dot_tokens = 6;
-  /// Packing costs about 1/4 cycle an element, using it 1/32 cycle a token.
-  static constexpr int panel = 336;
 
   static Float zero() { return _mm512_setzero_ps(); }
   static Float set(float value) { return _mm512_set1_ps(value); }
@@ -29,6 +27,14 @@ struct Avx512 {
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  /// sum += a * b, in the register of the sum: left to itself the compiler moves sums around.
+  static void accumulate(Float& sum, Float a, Float b) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
+  /// sum += *a * b
+  static void accumulate(Float& sum, const float* a, Float b) {
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
+  }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static Float round(Float a) {

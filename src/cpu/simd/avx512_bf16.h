@@ -21,8 +21,11 @@ struct Avx512Bf16 : Avx512 {
     __builtin_memcpy(&word, p, sizeof word);
     return _mm512_castsi512_ps(_mm512_set1_epi32(word));
   }
-  static Float fma(Float a, Float b, Float c) {
-    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+  static void accumulate(Float& sum, Float a, Float b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
+  static void accumulate(Float& sum, const float* a, Float b) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(b), "m"(*a));
   }
 };
 

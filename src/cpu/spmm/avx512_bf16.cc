@@ -13,7 +13,7 @@ struct DotTiles {
 
 }  // namespace
 
-const Kernels avx512_bf16_kernels = {pairs_panel, 2, sizeof(PairsScratch), pairs_block<DotTiles>,
+const Kernels avx512_bf16_kernels = {pairs_panel, 2, pairs_scratch_bytes, pairs_block<DotTiles>,
                                      stage_pairs};
 
 }  // namespace block_sparse::cpu::spmm

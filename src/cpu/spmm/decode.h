@@ -23,6 +23,8 @@ struct DecodeScratch {
   alignas(64) float start[decode_group];
 };
 
+inline std::size_t decode_scratch_bytes(const Operands&) { return sizeof(DecodeScratch); }
+
 /// Dot products of `outputs` rows of one line with `tokens` rows of A, all of
 /// whose accumulators are in registers.
 template <class V, class T>

@@ -43,6 +43,8 @@ struct PairsScratch {
   PairsGroup groups[pairs_groups];
 };
 
+inline std::size_t pairs_scratch_bytes(const Operands&) { return sizeof(PairsScratch); }
+
 /// Outputs that one tile covers, from output `o` of a group.
 inline std::int64_t pairs_strip(const PairsGroup& group, std::int64_t o) {
   return group.width - o >= 32 ? 32 : 16;

@@ -21,8 +21,7 @@ struct Plan {
 };
 
 /// The cut with the least estimated time on `threads` threads.
-Plan plan(const std::int32_t* pointers, std::int64_t lines, std::int64_t tokens, std::int64_t panel,
-          int threads);
+Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, int threads);
 
 template <const Kernels& kernels>
 Status forward(const ForwardArgs& args, const Executor& executor);

@@ -54,7 +54,7 @@ struct Kernels {
   /// whole blocks: the rest of the last one must be there and zero.
   int word_elements;
   /// Bytes of scratch, aligned to 64, that `block` works in.
-  std::size_t scratch_bytes;
+  std::size_t (*scratch_bytes)(const Operands& operands);
   /// y for these lines and tokens.
   void (*block)(const Operands& operands, Range lines, Range tokens, void* scratch);
   /// n elements of A as words, zeros behind them up to `width` words.
