@@ -234,8 +234,9 @@ def _check_redundant(
     prefix: str,
 ) -> None:
     """0.1 stores the pattern three times; a file whose copies differ is damaged."""
-    rows = torch.arange(crow.numel() - 1, dtype=torch.int32).repeat_interleave(crow.diff())
-    positions = torch.empty(col.numel(), 2, dtype=torch.int32)
+    rows = torch.arange(crow.numel() - 1, dtype=torch.int32, device=crow.device)
+    rows = rows.repeat_interleave(crow.diff())
+    positions = torch.empty(col.numel(), 2, dtype=torch.int32, device=col.device)
     positions[ids.long()] = torch.stack([col, rows], 1)
     by_column = torch.ops.block_sparse.pattern_transpose(crow, col, ids, ccol.numel() - 1)
     for key, found, expected in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -120,6 +121,13 @@ def randn(*shape: int, dtype: torch.dtype, device: str | None = None, seed: int 
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
     return drawn.to(device or torch.get_default_device(), dtype)
+
+
+def says(error: pytest.ExceptionInfo[BaseException], sentence: str) -> bool:
+    """Whether an error says what is expected, of a tensor on the CPU or on the default device: what
+    a test module makes when it is imported is on the CPU."""
+    here = sentence.replace("on cpu", f"on {torch.empty(0).device}")
+    return sentence in str(error.value) or here in str(error.value)
 
 
 def assert_product(

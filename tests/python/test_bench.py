@@ -136,7 +136,12 @@ def test_whole_model(model: str, tmp_path: Path, device: str) -> None:
         assert (row["peak_bytes"] is None) == (device == "cpu")
     for row in sparse:
         assert row["density"] <= row["layer_state_bytes"] / dense["layer_state_bytes"]
-        assert row["layer_state_bytes"] / dense["layer_state_bytes"] < row["density"] + 0.06
+        # A GPU's allocator hands out 512 bytes at a time: for the weight, the bias, gradients, two
+        # moments and the count of steps of each, and the seven tensors of the index.
+        layers = 3 if model == "llama-mlp" else 12
+        rounding = 0 if device == "cpu" else layers * 17 * 511
+        most = (row["density"] + 0.06) * dense["layer_state_bytes"] + rounding
+        assert row["layer_state_bytes"] < most
         assert math.isfinite(row["kernel_milliseconds_saved"])
     if model == "llama-mlp":
         assert dense["parameters"] == 3 * 64 * 128
@@ -205,18 +210,19 @@ def test_expected_allows_rounding_and_no_more() -> None:
         expected.check("transposed", value.T.float())
 
 
-def test_operands_are_integers_then_normal() -> None:
-    o = Operands(Problem(16, 64, 32, 16, 16, 0.5), torch.bfloat16, torch.device("cpu"))
-    everything = [*o.x, *o.dy, *o.values, *o.weights, o.bias]
-    for tensor in everything:
+def test_operands_are_integers_then_normal(device: str) -> None:
+    o = Operands(Problem(16, 64, 32, 16, 16, 0.5), torch.bfloat16, torch.device(device))
+    for tensor in (*o.x, *o.dy, *o.values, o.weights[0], o.bias):
         assert set(tensor.unique().tolist()) <= {-2, -1, 0, 1, 2}
     assert torch.equal(o.weights[0], o.matrix.to_dense())
     o.randomize()
+    everything = [*o.x, *o.dy, *o.values, *o.weights, o.bias]
     assert all(tensor.float().std() > 0.5 for tensor in everything)
     assert (o.weights[0] != 0).all()
     assert o.matrix.values.data_ptr() == o.values[0].data_ptr()
 
 
+@pytest.mark.host  # interprets on the CPU
 def test_triton_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     program = """

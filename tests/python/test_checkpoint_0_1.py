@@ -56,7 +56,10 @@ def layer_for(case: dict[str, Any], density: float | None = None) -> BlockSparse
 @pytest.mark.parametrize("density", [None, 1.0, 0.125], ids=["same", "from more", "from fewer"])
 def test_fixture(case: dict[str, Any], density: float | None) -> None:
     layer = layer_for(case, density)
-    result = layer.load_state_dict(case["state_dict"])
+    result = layer.load_state_dict(case["state_dict"])  # from the CPU
+    case = {
+        k: v.to(torch.get_default_device()) if isinstance(v, Tensor) else v for k, v in case.items()
+    }
     assert not result.missing_keys
     assert not result.unexpected_keys
     assert torch.equal(layer.weight.to_dense(), case["dense"])
@@ -101,7 +104,7 @@ def test_the_writer_of_these_tests_agrees_with_0_1() -> None:
             layer.load_state_dict(case["state_dict"])
             written = saved_by_0_1(layer.weight, "weight.")
             for key, value in written.items():
-                assert torch.equal(value, case["state_dict"][key]), key
+                assert torch.equal(value.cpu(), case["state_dict"][key]), key
 
 
 def test_any_order_of_data() -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import assert_product, randn, random_weight
@@ -103,10 +106,12 @@ def test_plan_of_another_length_is_not_read():
         assert torch.equal(functional.linear(x, weight), expected)
 
 
-def test_two_streams_at_once():
-    layers = [layer_of(torch.bfloat16) for _ in range(2)]
-    inputs = [torch.randn(500, 256, dtype=torch.bfloat16, requires_grad=True) for _ in layers]
-    grad = torch.randn(500, 384, dtype=torch.bfloat16)
+@pytest.mark.parametrize("tokens", [5, 50, 500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_streams_at_once(dtype, tokens):
+    layers = [layer_of(dtype) for _ in range(2)]
+    inputs = [torch.randn(tokens, 256, dtype=dtype, requires_grad=True) for _ in layers]
+    grad = torch.randn(tokens, 384, dtype=dtype)
     expected = [step(layer, x, grad) for layer, x in zip(layers, inputs, strict=True)]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in layers]
@@ -121,7 +126,47 @@ def test_two_streams_at_once():
             assert all(torch.equal(a, b) for a, b in zip(once, repeat, strict=True))
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+
+
+@two_gpus
+@pytest.mark.parametrize("current", [0, 1])
+def test_pattern_is_derived_on_its_own_device(current):
+    """What checks, transposes and plans a pattern runs where the pattern is."""
+    torch.manual_seed(3)
+    here = layer_of(torch.float32, slots=60)
+    with torch.cuda.device(current), torch.device("cuda:1"):
+        torch.manual_seed(3)
+        there = layer_of(torch.float32, slots=60)
+        mask = torch.arange(96, device="cpu").reshape(12, 8) % 5 < 2
+        for layer in (here, there):
+            layer.weight.set_pattern_(mask)
+        broken = [t.clone() for t in there.weight.index[:3]]
+        broken[1][0] = 77
+        with pytest.raises(RuntimeError, match="expected"):
+            ops.pattern_check(*broken, 60, 8)
+    for mine, other in zip(here.weight.index, there.weight.index, strict=True):
+        assert other.device == torch.device("cuda:1")
+        assert torch.equal(mine.cpu(), other.cpu())
+
+
+@two_gpus
+def test_graph_of_the_other_device():
+    layer = layer_of(torch.bfloat16).to("cuda:1")
+    with torch.cuda.device(1), torch.device("cuda:1"), torch.no_grad():
+        x = torch.randn(50, 256, dtype=torch.bfloat16)
+        expected = layer(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = layer(x)
+        captured.zero_()
+    with torch.cuda.device(0):
+        graph.replay()
+    torch.cuda.synchronize(1)
+    assert torch.equal(captured, expected)
+
+
+@two_gpus
 def test_device_of_the_tensors_is_the_one_used():
     layer = layer_of(torch.float32)
     x = torch.randn(7, 256, requires_grad=True)
@@ -179,6 +224,31 @@ def test_out_of_memory_is_an_exception():
     # The device goes on.
     y = layer(torch.ones(2, 256))
     assert torch.isfinite(y).all()
+
+
+def test_failed_launch_is_an_exception():
+    """An index that nobody checked makes a kernel fail, and with it all later launches."""
+    program = """
+import torch
+from pytorch_block_sparse import BlockSparseLinear
+layer = BlockSparseLinear(256, 384, density=0.4, block_shape=32, device="cuda")
+x = torch.ones(200, 256, device="cuda")
+with torch.no_grad():
+    layer(x)
+    layer.weight.col_indices.fill_(1 << 30)
+    for call in range(2):
+        try:
+            layer(x)
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(call, str(error).partition("\\n")[0])
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    first, second = run.stdout.splitlines()
+    assert "illegal memory access" in first
+    # It is this package that says so, before torch looks.
+    assert second.startswith("1 CUDA error while "), second
+    assert "illegal memory access" in second
 
 
 def test_kernel_that_cannot_run_is_an_exception(monkeypatch):

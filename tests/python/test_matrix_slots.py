@@ -214,7 +214,9 @@ def test_a_dense_layer_on_meta() -> None:
 
 
 def test_skip_init() -> None:
-    layer = torch.nn.utils.skip_init(BlockSparseLinear, 64, 96, density=0.5)
+    # Its own default is the CPU, not torch's default device.
+    device = torch.get_default_device()
+    layer = torch.nn.utils.skip_init(BlockSparseLinear, 64, 96, density=0.5, device=device)
     refuses(layer, torch.randn(2, 64))
     assert "no pattern yet" in repr(layer)
     layer.load_state_dict(BlockSparseLinear(64, 96, density=0.5).state_dict())

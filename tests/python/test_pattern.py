@@ -88,7 +88,7 @@ def test_diagonal_of_a_square() -> None:
 
 
 def test_butterfly_levels_by_hand() -> None:
-    expected = torch.eye(8, dtype=torch.bool)
+    expected = torch.eye(8, dtype=torch.bool, device="cpu")
     for level in range(3):
         for i in range(8):
             expected[i, i ^ (1 << level)] = True
@@ -114,7 +114,7 @@ def test_butterfly_beyond_its_levels_is_random() -> None:
 def test_butterfly_on_another_grid_is_the_image_of_the_square() -> None:
     # Side 8 for a grid of 4 x 8: rows are halved, so level 1 falls onto level 0.
     mask = draw_pattern("butterfly", (4, 8), 16, generator())
-    expected = torch.zeros(4, 8, dtype=torch.bool)
+    expected = torch.zeros(4, 8, dtype=torch.bool, device="cpu")
     for i in range(8):
         for j in (i, i ^ 1):
             expected[i * 4 // 8, j] = True
@@ -126,7 +126,7 @@ def test_butterfly_on_another_grid_is_the_image_of_the_square() -> None:
 
 def test_mask_is_taken_as_it_is() -> None:
     mask = torch.tensor([[True, False], [False, True], [True, True]])
-    assert torch.equal(draw_pattern(mask, (3, 2), 1), mask)
+    assert torch.equal(draw_pattern(mask, (3, 2), 1), mask.cpu())
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,8 @@ def test_under_the_trainer_of_transformers(tmp_path: Path) -> None:
         output_dir=str(tmp_path),
         per_device_train_batch_size=4,
         num_train_epochs=1,
-        use_cpu=True,
+        use_cpu=torch.get_default_device().type == "cpu",
+        dataloader_pin_memory=False,
         report_to=[],
         save_strategy="no",
     )

@@ -149,7 +149,8 @@ def trainer(model: Any, folder: Path, **options: Any) -> transformers.Trainer:
         model=model,
         args=transformers.TrainingArguments(
             output_dir=str(folder),
-            use_cpu=True,
+            use_cpu=torch.get_default_device().type == "cpu",
+            dataloader_pin_memory=False,
             max_steps=6,
             save_steps=3,
             logging_steps=1,

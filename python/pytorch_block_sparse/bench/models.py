@@ -144,7 +144,9 @@ class Training:
         if isinstance(model, LlamaMLP):
             shape = (*shape, model.gate.in_features)
             self._x, self._y = (
-                torch.randn(shape, generator=generator).to(work.device, torch.bfloat16)
+                torch.randn(shape, generator=generator, device="cpu").to(
+                    work.device, torch.bfloat16
+                )
                 for _ in range(2)
             )
             self._x.requires_grad_()
@@ -152,7 +154,9 @@ class Training:
             vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
             # From 4 on, where the special tokens end: nothing is padding.
             self._x, self._y = (
-                torch.randint(4, vocabulary, shape, generator=generator).to(work.device)
+                torch.randint(4, vocabulary, shape, generator=generator, device="cpu").to(
+                    work.device
+                )
                 for _ in range(2)
             )
 
