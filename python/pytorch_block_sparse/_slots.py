@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from . import _library, checkpoint
 from ._matrix_api import BlockMatrix
 from ._optimizer_state import note_resize
-from ._validation import as_indices, as_mask, check_shape, is_distributed
+from ._sharding import local_part, local_rows
+from ._validation import as_indices, as_mask, check_shape, describe, is_distributed, is_int
 from .pattern import check_index, draw_pattern, index_of
 
 SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
@@ -35,6 +36,7 @@ class SlotStorage(BlockMatrix):
     row_indices: Tensor
     t_block_ids: Tensor
     plan: Tensor
+    product: Callable[..., Tensor] | None = None
     _pattern: str | Tensor
     _n_blocks: int
     _ready: bool
@@ -111,7 +113,7 @@ class SlotStorage(BlockMatrix):
         if is_distributed(self.values):
             raise NotImplementedError(
                 "the values of this BlockSparseMatrix are distributed (FSDP), expected a whole "
-                "tensor: change the pattern before fully_shard"
+                "tensor: do this before fully_shard"
             )
 
     # The pattern.
@@ -223,7 +225,8 @@ class SlotStorage(BlockMatrix):
         """Drops some blocks and stores others, within the slots.
 
         Blocks that are kept stay in their slots, bit for bit. The slots that hold the new blocks
-        held something else before: clear their rows in every optimizer state.
+        held something else before: clear their rows in every optimizer state. Values that are
+        sharded by slots (FSDP2) stay so: every rank has to make the same call.
 
         Args:
             drop: (k,) ints, which blocks to drop, in stored order.
@@ -237,10 +240,10 @@ class SlotStorage(BlockMatrix):
             ValueError, TypeError: in one sentence, for indices that are not whole numbers, a place
                 that is outside or taken, a block that does not exist, more blocks than slots, or
                 values that are no dense tensor of that shape. The matrix is then as it was.
-            NotImplementedError: if the values are distributed (FSDP).
+            NotImplementedError: if the values are sharded otherwise than by slots.
         """
         self._require_pattern()
-        self._require_whole_values()
+        local_part(self.values)
         drop, rows, cols = (
             as_indices(value, name)
             for name, value in (("drop", drop), ("rows", rows), ("cols", cols))
@@ -277,13 +280,54 @@ class SlotStorage(BlockMatrix):
         with torch.no_grad():
             for tensor in (self.values, self.values.grad):
                 if tensor is not None:
-                    tensor[free_slots] = 0
+                    local, freed = local_rows(tensor, free_slots)
+                    local[freed] = 0
             if values is not None:
-                values = values.to(self.values)
+                local, start = local_part(self.values)
+                values = values.to(local)
                 if self._is_ragged:
                     values = values.masked_fill(self._padding_at(rows, cols), 0)
-                self.values[grown_slots] = values
+                at = grown_slots - start
+                here = (at >= 0) & (at < local.shape[0])
+                local[at[here]] = values[here]
         return grown_slots.cpu()
+
+    @torch.no_grad()
+    def resize_slots_(self, slots: int) -> Tensor:
+        """Gives the matrix room for another number of blocks, which frees memory or takes some.
+
+        The blocks stay what they are, with the rows of their gradient, and come into stored order
+        (`block_ids` is the identity then). A graph that was recorded before may be dropped, but
+        not run backward any more. Other shapes mean that torch.compile and CUDA graphs start
+        anew: do it a few times a run, not at every change of the pattern.
+
+        Returns:
+            (n,) int64: what was in slot p[i] is now in slot i. Optimizer state is not known here:
+            apply `state[p]` to what there is; else it starts anew at the next step.
+
+        Raises:
+            ValueError: in one sentence, for fewer slots than blocks, or if DistributedDataParallel
+                holds the values.
+            NotImplementedError: if the values are distributed (FSDP).
+        """
+        self._require_pattern()
+        self._require_whole_values()
+        if not is_int(slots) or not self._n_blocks <= slots < 2**31:
+            raise ValueError(
+                f"slots is {describe(slots)}, expected an int of at least the {self._n_blocks} "
+                f"stored blocks and below {2**31}"
+            )
+        source = self._slots_of_blocks().long()
+        rows, cols = self.build_coo_block_index()
+        values, grad = self.values[source], self.values.grad
+        grad = None if grad is None else grad[source]
+        self._resize(int(slots))
+        self._write_index(rows, cols, torch.arange(rows.numel(), device=rows.device))
+        self.values[: rows.numel()] = values
+        if grad is not None:
+            self.values.grad = torch.zeros_like(self.values)
+            self.values.grad[: rows.numel()] = grad
+        return source
 
     @torch.no_grad()
     def canonicalize_(self) -> Tensor:
@@ -309,6 +353,10 @@ class SlotStorage(BlockMatrix):
         return permutation
 
     # Moving, copying and loading.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without `product`: whoever put it there looks at this very matrix, not at a copy."""
+        return {key: value for key, value in self.__dict__.items() if key != "product"}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the index like any buffer, but never takes its contents from `fn`.
@@ -382,13 +430,14 @@ class SlotStorage(BlockMatrix):
             ValueError: if DistributedDataParallel holds the parameter.
         """
         values = self.values
-        if _is_wrapped_by_ddp(values):
+        if ddp_wrapper_of(values) is not None:
             raise ValueError(
                 f"{slots} slots do not fit the {self.slots} of a layer that is wrapped by "
                 "DistributedDataParallel, expected as many: load before wrapping, or wrap again"
             )
         self._ready = False
         values.grad = None
+        former = self.slots
         # autograd keeps a node per parameter that remembers its shape for as long as a graph
         # lives. It lets go of it when the dtype changes, so the data goes by way of another dtype.
         between = torch.float16 if values.dtype != torch.float16 else torch.float32
@@ -397,23 +446,24 @@ class SlotStorage(BlockMatrix):
         values.data = new
         for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
             self._buffers[name] = self.crow_indices.new_zeros(slots)
-        note_resize(values)
+        note_resize(values, former)
 
 
-def _is_wrapped_by_ddp(parameter: nn.Parameter) -> bool:
-    """Whether DistributedDataParallel synchronises the gradient of a parameter.
+def ddp_wrapper_of(parameter: nn.Parameter) -> nn.parallel.DistributedDataParallel | None:
+    """The DistributedDataParallel that synchronises the gradient of a parameter.
 
     It hooks into a node that a resize throws away, and leaves no mark on the parameter; so the
     wrapper itself is looked for, which takes a while but is rarely needed.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return False
-    wrapper = nn.parallel.DistributedDataParallel
-    return any(
-        issubclass(type(candidate), wrapper)
-        and any(other is parameter for other in candidate.parameters())
-        for candidate in gc.get_objects()
-    )
+        return None
+    kind = nn.parallel.DistributedDataParallel
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), kind):
+            wrapper: nn.parallel.DistributedDataParallel = candidate
+            if any(other is parameter for other in wrapper.parameters()):
+                return wrapper
+    return None
 
 
 def _written(old: Tensor | None, new: Tensor, device: torch.device) -> Tensor:

@@ -47,6 +47,11 @@ class BlockSparseMatrix(SlotStorage):
     `torch.nn.utils.skip_init`. Products then refuse in a sentence until `reset_parameters` draws a
     pattern, `load_state_dict` brings one, or `refresh` takes the buffers that were assigned.
 
+    Attributes:
+        product: what a layer calls, as product(x, matrix, bias, activation, preactivation), in
+            place of `functional.linear`; None most of the time. Pattern training looks at
+            gradients this way.
+
     Args:
         shape: (X, Y), for a linear layer (out_features, in_features).
         block_mask: boolean (R, C), the blocks to store; None for a matrix without a pattern yet.

@@ -224,6 +224,9 @@ class BlockSparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         weight: Any = self._modules["weight"]  # not self.weight: see linear_of
+        if weight.product is not None:
+            y: Tensor = weight.product(x, weight, self.bias, self.activation, self.preactivation)
+            return y
         own, of_weight = self._parameters, weight._parameters
         # They are no parameters in the replicas that torch.nn.DataParallel makes. Not `get`, whose
         # default would be looked up as an attribute each time.

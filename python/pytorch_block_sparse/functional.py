@@ -87,6 +87,10 @@ def linear(
         check_dense(bias, "bias")
     if not isinstance(activation, str):
         raise TypeError(f"activation is {describe(activation)}, expected a name such as 'none'")
+    product = getattr(weight, "product", None)
+    if product is not None:
+        y: Tensor = product(x, weight, bias, activation, preactivation)
+        return y
     return linear_of(x, weight.values, weight.index, weight.shape, bias, activation, preactivation)
 
 

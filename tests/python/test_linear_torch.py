@@ -181,18 +181,14 @@ def test_ddp_refuses_another_number_of_slots() -> None:
 
 @pytest.mark.host  # its mesh is one of CPUs
 @pytest.mark.usefixtures("one_process")
-def test_fsdp_refuses_to_change_the_pattern() -> None:
+def test_fsdp_refuses_what_moves_blocks_between_slots() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     layer = BlockSparseLinear(64, 96, density=0.5)
     fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
-    none = torch.empty(0, dtype=torch.long)
-    for change in (
-        lambda: layer.weight.canonicalize_(),
-        lambda: layer.weight.drop_and_grow_(none, none, none),
-    ):
-        with pytest.raises(NotImplementedError, match="change the pattern before fully_shard"):
+    for change in (layer.weight.canonicalize_, lambda: layer.weight.resize_slots_(9)):
+        with pytest.raises(NotImplementedError, match="do this before fully_shard"):
             change()
 
 

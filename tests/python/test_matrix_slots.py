@@ -121,6 +121,53 @@ def test_canonicalize() -> None:
     check_works(matrix)
 
 
+@pytest.mark.parametrize("slots", [6, 7, 20])
+def test_resize_slots(slots: int) -> None:
+    matrix = scrambled()
+    dense, state = matrix.to_dense().detach(), torch.randn(matrix.values.shape)
+    matrix.values.grad = state.clone()
+    state_dense = matrix.to_dense(state)
+    values = matrix.values
+    source = matrix.resize_slots_(slots)
+    assert matrix.values is values
+    assert matrix.slots == slots
+    assert matrix.block_ids.tolist() == list(range(slots))
+    assert torch.equal(matrix.to_dense(), dense)
+    assert source.shape == (6,)
+    moved = torch.zeros(slots, 16, 32)
+    moved[:6] = state[source]
+    assert torch.equal(matrix.to_dense(moved), state_dense)
+    assert torch.equal(matrix.to_dense(matrix.values.grad), state_dense)
+    assert not matrix.values[6:].any()
+    check_works(matrix)
+
+
+def test_a_backward_after_a_resize_needs_no_new_parameter() -> None:
+    """A loss from before holds on to what autograd knows of the parameter."""
+    layer = BlockSparseLinear(96, 96, density=1.0)
+    x = torch.randn(4, 96)
+    old = layer(x).sum()
+    old.backward(retain_graph=True)
+    layer.weight.drop_and_grow_(torch.arange(5), *torch.empty(2, 0, dtype=torch.int64))
+    layer.weight.resize_slots_(4)
+    layer(x).sum().backward()
+    assert layer.weight.values.grad.shape == (4, 32, 32)
+    expected = torch.ones(4, 96).T @ x
+    ones = layer.weight.to_dense(torch.ones_like(layer.weight.values))
+    # What was there before the resize, and as much again.
+    torch.testing.assert_close(layer.weight.to_dense(layer.weight.values.grad), 2 * expected * ones)
+    assert float(old.detach()) != 0
+
+
+def test_resize_slots_refuses_what_does_not_fit() -> None:
+    matrix = scrambled()
+    for slots in (5, 2.0, True, 2**31):
+        with pytest.raises(ValueError, match=r"slots is .* at least the 6 stored blocks and below"):
+            matrix.resize_slots_(slots)  # type: ignore[arg-type]
+    assert matrix.slots == 9
+    check_works(matrix)
+
+
 COPIES: dict[str, Callable[[BlockSparseMatrix], BlockSparseMatrix]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda m: pickle.loads(pickle.dumps(m)),
