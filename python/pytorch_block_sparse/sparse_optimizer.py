@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SparseOptimizer`: moves blocks that matter little to new places while a model trains."""
+"""`SparseOptimizer`: moves blocks that matter little to new places while a model trains.
+
+The interface of 0.1 to a part of `pytorch_block_sparse.training`, whose `PatternTrainer` does more.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._optimizer_state import clear_slots
+from ._optimizer_state import check_state, clear_slots
 from ._validation import check_generator, describe, is_share
 from .block_sparse import BlockSparseMatrix
+from .training.selection import Candidates, choose
 
 __all__ = ["MagnitudeSparseOptimizerStrategy", "SparseOptimizer", "SparseOptimizerStrategy"]
 
@@ -68,15 +72,17 @@ class MagnitudeSparseOptimizerStrategy(SparseOptimizerStrategy):
             (k,) int64 on the CPU, the slots that hold other blocks than before.
         """
         matrix = block_sparse_matrix
-        free = (~matrix.block_mask_build()).nonzero()
-        count = min(int(matrix.n_blocks * self.cleanup_ratio), free.shape[0])
-        if count == 0:
-            return torch.empty(0, dtype=torch.int64, device="cpu")
-        smallest = matrix.block_norm().argsort(stable=True)[:count]
-        order = torch.randperm(free.shape[0], generator=self.generator, device="cpu")[:count]
-        values = self._new_values(matrix, count)
-        rows, cols = free[order.to(free.device)].T
-        return matrix.drop_and_grow_(smallest, rows, cols, values)
+        stored = matrix.block_mask_build().cpu()
+        chance = torch.rand(
+            stored.shape, generator=self.generator, dtype=torch.float64, device="cpu"
+        )
+        candidates = Candidates(matrix.block_norm().cpu(), stored, matrix.slots, chance)
+        moving = int(matrix.n_blocks * self.cleanup_ratio)
+        (change,) = choose([candidates], matrix.n_blocks, moving)
+        if not change.drop.numel():
+            return change.drop
+        values = self._new_values(matrix, change.drop.numel())
+        return matrix.drop_and_grow_(change.drop, change.rows, change.cols, values)
 
     def _new_values(self, matrix: BlockSparseMatrix, count: int) -> Tensor:
         """(count, h, w) float32 on the CPU."""
@@ -205,6 +211,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: if optimizers are attached and none of them trains one of the matrices;
                 then nothing has been moved.
+            TypeError: likewise, if one keeps state that cannot follow blocks, as in 8 bits.
         """
         loss = None
         if closure is not None:
@@ -244,6 +251,8 @@ class SparseOptimizer(torch.optim.Optimizer):
                 f"no attached optimizer trains {matrix}, expected its values in the parameters of "
                 "one of them"
             )
+        for optimizer, _ in found:
+            check_state(optimizer, matrix.values)
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 
 Threshold: 80% of the teacher's blocks. A pattern drawn at density .1 shares 10% with the teacher;
 that it shares 80% of 25 has a probability below 1e-17 (hypergeometric), so a method that passes
-has learned places. In ten seeds each of the cases below was above .84, and each static one below
-.3.
+has learned places. In ten seeds each, SET found at least 88%, the
+other cases 90%, and static patterns at most 20%.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[PatternConfig, dict[str, Any]]] = {
     "set": (SET(update_every=3, end=900, drop_fraction=0.4), {"lr": 1e-2}),
     "rigl": (RigL(**RHYTHM), {}),
     "rigl global": (RigL(**RHYTHM, budget="global"), UNEVEN),
-    "snfs": (SNFS(**RHYTHM, norm_every=5), UNEVEN),
+    "snfs": (SNFS(**RHYTHM, norm_every=5, drop_fraction=0.5), UNEVEN),
     "groups": (GroupGrowth(**RHYTHM), {}),
     "blast": (BLaST(**THIN), {"student": (0.5,)}),
     "movement": (MovementPruning(**THIN), DENSE),

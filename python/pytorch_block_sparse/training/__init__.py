@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of patterns: which blocks are stored changes while the values are trained."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .config import PatternConfig
 from .methods import (
     SET,
@@ -15,6 +19,9 @@ from .methods import (
 from .report import LayerUpdate, PatternUpdate
 from .trainer import PatternTrainer
 
+if TYPE_CHECKING:
+    from ..integrations.trainer_callback import PatternTrainerCallback
+
 __all__ = [
     "SET",
     "SNFS",
@@ -25,7 +32,17 @@ __all__ = [
     "MovementPruning",
     "PatternConfig",
     "PatternTrainer",
+    "PatternTrainerCallback",
     "PatternUpdate",
     "RigL",
     "Static",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`PatternTrainerCallback`, which imports transformers when it is asked for."""
+    if name != "PatternTrainerCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..integrations.trainer_callback import PatternTrainerCallback
+
+    return PatternTrainerCallback
