@@ -4,6 +4,7 @@
 set(BLOCK_SPARSE_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(BLOCK_SPARSE_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c)
 set(BLOCK_SPARSE_FLAGS_avx512_bf16 ${BLOCK_SPARSE_FLAGS_avx512} -mavx512bf16)
+set(BLOCK_SPARSE_FLAGS_amx ${BLOCK_SPARSE_FLAGS_avx512})  # the tiles are assembly
 
 # block_sparse_isa_sources(set file...): adds files of this folder to the core,
 # compiled for that instruction set. Nothing on other processors than x86-64.

@@ -6,7 +6,8 @@
 //
 // Each result is first compared with a product in double; a wrong one is an error, not a
 // time. GF/s counts the stored blocks alone and takes the fastest iteration by the thread's CPU
-// time; of_peak is its fraction of the FMA rate measured just before. Operands are the same in
+// time; of_peak is its fraction of the rate of such multiply-adds measured just before: of bf16 on
+// tiles or by vdpbf16ps where there are any, else of f32. Operands are the same in
 // each iteration, so caches are as warm as they hold them.
 #include <benchmark/benchmark.h>
 
@@ -218,7 +219,9 @@ class Case {
     const std::vector<double> magnitude = in_double(a_->magnitudes(), b_->magnitudes());
     if (exact.empty() || magnitude.empty()) return "the product in double failed";
     const double summing = static_cast<double>(terms_ + 1) * 0x1p-24;
-    const double rounding = type_ == DataType::bf16 ? 0x1p-8 : 0x1p-24;
+    const double rounding = type_ == DataType::bf16  ? 0x1p-8
+                            : type_ == DataType::f16 ? 0x1p-11
+                                                     : 0x1p-24;
     return bs::with_type(type_, [&]<class T>(T*) {
       const T* elements = reinterpret_cast<const T*>(c_->bytes.data());
       for (std::size_t i = 0; i < exact.size(); ++i) {
@@ -274,7 +277,7 @@ void measure(benchmark::State& state, const std::string& name, const Problem& pr
     state.SkipWithError(prepared->error().c_str());
     return;
   }
-  const double peak = fma_peak();
+  const double peak = type == DataType::bf16 ? bf16_peak() : fma_peak();
   double best = std::numeric_limits<double>::infinity();
   for ([[maybe_unused]] auto iteration : state) {
     const double start = thread_seconds();
@@ -289,7 +292,7 @@ void measure(benchmark::State& state, const std::string& name, const Problem& pr
 
 template <class Args>
 void register_cases(const char* product, const std::vector<Problem>& problems) {
-  for (const DataType type : {DataType::f32, DataType::bf16}) {
+  for (const DataType type : {DataType::f32, DataType::bf16, DataType::f16}) {
     for (const Problem& p : problems) {
       std::ostringstream text;
       text << product << '/' << bs::name_of(type) << '/' << p.in << "->" << p.out << "/b"
@@ -322,6 +325,7 @@ int main(int argc, char** argv) {
   register_cases<bs::cpu::InputGradientArgs>("input_gradient", problems);
   register_cases<bs::cpu::WeightGradientArgs>("weight_gradient", problems);
   benchmark::AddCustomContext("fma_peak_GF/s", std::to_string(fma_peak() * 1e-9));
+  benchmark::AddCustomContext("bf16_peak_GF/s", std::to_string(bf16_peak() * 1e-9));
   benchmark::RunSpecifiedBenchmarks();
   return any_error ? 1 : 0;
 }

@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "block_sparse/cpu_features.h"
+#include "cpu/simd/amx.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -50,24 +51,69 @@ __attribute__((target("avx512f"))) float run_avx512(float factor) {
   return _mm512_cvtss_f32(sum[0]);
 }
 
-}  // namespace
+/// All operands 0, whose products take as long as any.
+__attribute__((target("avx512f,avx512bf16"))) float run_avx512_bf16(float) {
+  __m512 operand = _mm512_setzero_ps();
+  asm("" : "+v"(operand));  // unknown to the compiler
+  __m512 sum[chains];
+  for (__m512& chain : sum) chain = operand;
+  for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 12
+    for (__m512& chain : sum) chain = _mm512_dpbf16_ps(chain, (__m512bh)operand, (__m512bh)operand);
+  }
+  for (int i = 1; i < chains; ++i) sum[0] = _mm512_add_ps(sum[0], sum[i]);
+  return _mm512_cvtss_f32(sum[0]);
+}
 
-double fma_peak() {
-  using namespace block_sparse::cpu;
-  const Features features = detected_features();
-  if ((features & avx2_fma) == 0) return 0;
-  const bool wide = (features & avx512) != 0;
+/// 2 x 2 tiles of C, as kernels have them.
+float run_tiles(float) {
+  using Tiles = block_sparse::cpu::AmxBf16;
+  block_sparse::cpu::TileConfig config;  // all tiles full; those that were not loaded are zero
+  config.palette = 1;
+  for (int i = 0; i < 8; ++i) config.rows[i] = 16, config.row_bytes[i] = 64;
+  Tiles::configure(config);
+  for (int i = 0; i < steps; ++i) {
+    Tiles::multiply<0, 4, 6>();
+    Tiles::multiply<1, 4, 7>();
+    Tiles::multiply<2, 5, 6>();
+    Tiles::multiply<3, 5, 7>();
+  }
+  Tiles::release();
+  return 0;
+}
+
+/// Flops per second of the best of some runs.
+double rate(float (*run)(float), double flops) {
   volatile float factor = 0.5f;
   volatile float result = 0;
   double best = 1e9;
   for (int i = 0; i < 20; ++i) {
     const double start = thread_seconds();
-    result = wide ? run_avx512(factor) : run_avx2(factor);
+    result = run(factor);
     best = std::min(best, thread_seconds() - start);
   }
   static_cast<void>(result);
-  return 2.0 * (wide ? 16 : 8) * chains * steps / best;
+  return flops / best;
+}
+
+}  // namespace
+
+double fma_peak() {
+  using namespace block_sparse::cpu;
+  const Features features = detected_features();
+  if ((features & avx512) != 0) return rate(run_avx512, 2.0 * 16 * chains * steps);
+  if ((features & avx2_fma) != 0) return rate(run_avx2, 2.0 * 8 * chains * steps);
+  return 0;
+}
+
+double bf16_peak() {
+  using namespace block_sparse::cpu;
+  const Features features = detected_features();
+  if ((features & amx_bf16) != 0) return rate(run_tiles, 2.0 * 16 * 16 * 32 * 4 * steps);
+  if ((features & avx512_bf16) != 0) return rate(run_avx512_bf16, 2.0 * 32 * chains * steps);
+  return fma_peak();
 }
 #else
 double fma_peak() { return 0; }
+double bf16_peak() { return 0; }
 #endif

@@ -7,3 +7,6 @@ double thread_seconds();
 /// The most f32 multiply-adds that one core does at this moment, in flops per second,
 /// with the widest instructions that kernels use. 0 where it is not known how to ask.
 double fma_peak();
+
+/// The same of bf16, summed in f32: on tiles, by vdpbf16ps, or else as f32.
+double bf16_peak();

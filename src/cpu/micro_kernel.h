@@ -172,5 +172,14 @@ struct Tiles {
   }
 };
 
+/// How the products multiply tiles of two vectors and of one.
+template <class V, ALayout layout>
+struct RegisterTiles {
+  using Pair = Tiles<V, 2, layout>;
+  using Single = Tiles<V, 1, layout>;
+  static void pair(std::int64_t rows, const TileArgs& args) { Pair::run(rows, args); }
+  static void single(std::int64_t rows, const TileArgs& args) { Single::run(rows, args); }
+};
+
 }  // namespace
 }  // namespace block_sparse::cpu

@@ -18,6 +18,7 @@ constexpr Features baseline = 0;
 constexpr Features narrow = avx2_fma;
 constexpr Features wide = avx2_fma | avx512;
 constexpr Features paired = wide | avx512_bf16;
+constexpr Features tiled = wide | amx_bf16;
 constexpr Features widest = wide | avx512_bf16 | amx_bf16;
 
 template <class Args>
@@ -97,6 +98,14 @@ TEST(Choice, Bf16InstructionsAreForBf16) {
   EXPECT_EQ(chosen<BlockNormsArgs>(paired, bf16), "block_norms_avx512_bf16_14x32");
   EXPECT_EQ(chosen<ForwardArgs>(paired, bf16, 16, 16, 6), "spmm_decode_avx512");
   EXPECT_EQ(chosen<ForwardArgs>(paired, bf16, 16, 24), "spmm_reference");
+  for (const Features with_tiles : {tiled, widest}) {
+    EXPECT_EQ(chosen<ForwardArgs>(with_tiles, bf16), "spmm_amx_32x32");
+    EXPECT_EQ(chosen<InputGradientArgs>(with_tiles, bf16), "spmm_t_amx_32x32");
+    EXPECT_EQ(chosen<WeightGradientArgs>(with_tiles, bf16), "sddmm_amx_32x32");
+    EXPECT_EQ(chosen<BlockNormsArgs>(with_tiles, bf16), "block_norms_amx_32x32");
+    EXPECT_EQ(chosen<ForwardArgs>(with_tiles, bf16, 16, 16, 6), "spmm_decode_avx512");
+  }
+  EXPECT_EQ(chosen<ForwardArgs>(avx2_fma | amx_bf16, bf16), "spmm_avx2_6x16");
   // bf16 has 3 bits less than f16, so f16 goes through f32.
   for (const DataType type : {DataType::f16, DataType::f32}) {
     EXPECT_EQ(chosen<ForwardArgs>(widest, type), "spmm_avx512_14x32");
@@ -232,9 +241,10 @@ TEST_F(Dispatch, TracesEachRefusalAndTheChoice) {
       "block_sparse: forward float32 (16, 16) in blocks of (16, 16), 2 tokens: ";
   const std::string lacks = " refused: this processor lacks its instructions\n";
   EXPECT_EQ(testing::internal::GetCapturedStderr(),
-            problem + "spmm_decode_avx512" + lacks + problem + "spmm_avx512_bf16_14x32" + lacks +
-                problem + "spmm_avx512_14x32" + lacks + problem + "spmm_decode_avx2" + lacks +
-                problem + "spmm_avx2_6x16" + lacks + problem + "spmm_reference chosen\n");
+            problem + "spmm_decode_avx512" + lacks + problem + "spmm_amx_32x32" + lacks + problem +
+                "spmm_avx512_bf16_14x32" + lacks + problem + "spmm_avx512_14x32" + lacks + problem +
+                "spmm_decode_avx2" + lacks + problem + "spmm_avx2_6x16" + lacks + problem +
+                "spmm_reference chosen\n");
 }
 
 TEST_F(Dispatch, AForcedKernelThatCannotRunSaysWhy) {
@@ -254,8 +264,10 @@ TEST_F(Dispatch, AForcedKernelThatCannotRunSaysWhy) {
             "BLOCK_SPARSE_FORCE asks for spmm_decode_avx2" + tail + "there are too many tokens");
   EXPECT_EQ(message("spmm_avx2_6x16", problem<ForwardArgs>(DataType::f64, 16, 16, 7)),
             "BLOCK_SPARSE_FORCE asks for spmm_avx2_6x16" + tail + "it computes in f32");
-  EXPECT_EQ(message("spmm_avx512_bf16_14x32", problem<ForwardArgs>(DataType::f16, 16, 16, 7)),
-            "BLOCK_SPARSE_FORCE asks for spmm_avx512_bf16_14x32" + tail + "it multiplies bf16");
+  for (const std::string kernel : {"spmm_avx512_bf16_14x32", "spmm_amx_32x32"}) {
+    EXPECT_EQ(message(kernel.c_str(), problem<ForwardArgs>(DataType::f16, 16, 16, 7)),
+              "BLOCK_SPARSE_FORCE asks for " + kernel + tail + "it multiplies bf16");
+  }
   EXPECT_EQ(message("spmm_avx2_6x16", problem<ForwardArgs>(DataType::f32, 8, 16, 7)),
             "BLOCK_SPARSE_FORCE asks for spmm_avx2_6x16" + tail +
                 "the block height is no multiple of 16");

@@ -2,6 +2,7 @@
 #include "cpu/simd/avx512_bf16.h"
 
 #include "cpu/sddmm/tiles.h"
+#include "cpu/simd/pairs.h"
 
 namespace block_sparse::cpu::sddmm {
 namespace {
@@ -10,13 +11,13 @@ namespace {
 struct TokenPairs {
   using Vector = Avx512;
   using Element = Bf16;
+  using Tiles = RegisterTiles<Avx512Bf16, ALayout::k_major>;
   static constexpr std::int64_t word_tokens = 2;
-  using Pair = Tiles<Avx512Bf16, 2, ALayout::k_major>;
-  using Single = Tiles<Avx512Bf16, 1, ALayout::k_major>;
+  static std::int64_t lda(std::int64_t rows, std::int64_t /*depth*/) { return rows; }
 
   static void pack_x(const Bf16* x, std::int64_t ld, std::int64_t tokens, std::int64_t cols,
-                     std::int64_t width, std::int64_t /*depth*/, float* out) {
-    interleave_rows(x, ld, tokens, cols, width, out);
+                     std::int64_t width, std::int64_t depth, float* out) {
+    interleave_rows(x, ld, tokens, cols, depth, width, out);
   }
 
   static void pack_dy(const Bf16* dy, std::int64_t ld, std::int64_t tokens, std::int64_t rows,

@@ -129,8 +129,8 @@ void clear_spare_slots(const PatternView& pattern, char* dvalues, std::size_t bl
 
 }  // namespace
 
-template <const Kernels& kernels>
-Status weight_gradient(const WeightGradientArgs& args, const Executor& executor) {
+Status weight_gradient(const WeightGradientArgs& args, const Kernels& kernels,
+                       const Executor& executor) {
   const PatternView& p = args.pattern;
   Operands op = operands_of(args);
   op.crow_indices = p.crow_indices;
@@ -177,8 +177,7 @@ Status weight_gradient(const WeightGradientArgs& args, const Executor& executor)
       });
 }
 
-template <const Kernels& kernels>
-Status block_norms(const BlockNormsArgs& args, const Executor& executor) {
+Status block_norms(const BlockNormsArgs& args, const Kernels& kernels, const Executor& executor) {
   const Operands op = operands_of(args);
   float* const norms = static_cast<float*>(args.norms);
   const std::int64_t n = op.block_rows() * op.block_cols();
@@ -193,12 +192,5 @@ Status block_norms(const BlockNormsArgs& args, const Executor& executor) {
         norms[i] = static_cast<float>(std::sqrt(kernels.squares(sums, block, valid)));
       });
 }
-
-template Status weight_gradient<avx2_kernels>(const WeightGradientArgs&, const Executor&);
-template Status weight_gradient<avx512_bf16_kernels>(const WeightGradientArgs&, const Executor&);
-template Status weight_gradient<avx512_kernels>(const WeightGradientArgs&, const Executor&);
-template Status block_norms<avx2_kernels>(const BlockNormsArgs&, const Executor&);
-template Status block_norms<avx512_bf16_kernels>(const BlockNormsArgs&, const Executor&);
-template Status block_norms<avx512_kernels>(const BlockNormsArgs&, const Executor&);
 
 }  // namespace block_sparse::cpu::sddmm

@@ -79,5 +79,6 @@ struct Kernels {
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;
+extern const Kernels amx_kernels;
 
 }  // namespace block_sparse::cpu::sddmm

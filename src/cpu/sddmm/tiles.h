@@ -15,15 +15,15 @@
 namespace block_sparse::cpu::sddmm {
 namespace {
 
-/// Tokens between two visits to a tile of accumulators: the packed strip of x
+/// Words of tokens between two visits to a tile of accumulators: the packed strip of x
 /// and the packed dy of a group of rows stay in L1.
-constexpr std::int64_t chunk_tokens = 256;
+constexpr std::int64_t chunk_words = 256;
 /// Rows of a block for which dy is packed at once.
 constexpr std::int64_t group_rows = 64;
 
 struct Scratch {
   // One vector more than the tiles hold: each row of a tile is stored as whole vectors.
-  alignas(64) float packed_dy[chunk_tokens * group_rows + 16];
+  alignas(64) float packed_dy[chunk_words * group_rows + 16];
   alignas(64) float partial[group_rows * 32];  // accumulators of a strip that sticks out
   alignas(64) float zeros[32];
 };
@@ -41,9 +41,10 @@ template <class V, class T>
 struct Floats {
   using Vector = V;
   using Element = T;
+  using Tiles = RegisterTiles<V, ALayout::k_major>;
   static constexpr std::int64_t word_tokens = 1;
-  using Pair = Tiles<V, 2, ALayout::k_major>;
-  using Single = Tiles<V, 1, ALayout::k_major>;
+  /// Of the packed dy of a tile.
+  static std::int64_t lda(std::int64_t rows, std::int64_t /*depth*/) { return rows; }
 
   /// x (tokens, cols), `ld` apart, as (depth, width), zeros behind cols.
   static void pack_x(const T* x, std::int64_t ld, std::int64_t tokens, std::int64_t cols,
@@ -94,14 +95,14 @@ class Panel {
   using T = typename F::Element;
 
  public:
-  Panel(const Operands& operands, Scratch& scratch, std::int64_t row, std::int64_t first_row,
-        Range tokens)
-      : op_(operands), s_(scratch), first_row_(first_row), tokens_(tokens) {
+  Panel(const Operands& operands, Scratch& scratch, typename F::Tiles& tiles, std::int64_t row,
+        std::int64_t first_row, Range tokens)
+      : op_(operands), s_(scratch), tiles_(tiles), first_row_(first_row), tokens_(tokens) {
     const std::int64_t begin = row * op_.block_height + first_row;
     const std::int64_t group = smaller(group_rows, op_.block_height - first_row);
     rows_ = smaller(group, op_.rows - begin);
     // Only the last chunk may be filled up to a unit of tokens.
-    depth_ = smaller(chunk_tokens / F::word_tokens, op_.depth - tokens.begin / F::word_tokens);
+    depth_ = smaller(chunk_words, op_.depth - tokens.begin / F::word_tokens);
     start_ = op_.start_from_zero && tokens.begin == 0 ? s_.zeros : nullptr;
     pair_ = op_.block_width >= 2 * V::lanes;
     const T* dy = static_cast<const T*>(op_.dy) + tokens.begin * op_.lddy + begin;
@@ -133,8 +134,8 @@ class Panel {
   }
 
  private:
-  using Pair = typename F::Pair;
-  using Single = typename F::Single;
+  using Pair = typename F::Tiles::Pair;
+  using Single = typename F::Tiles::Single;
 
   // A block of one vector a row has tiles of more rows.
   std::int64_t tile_count() const { return pair_ ? Pair::count(rows_) : Single::count(rows_); }
@@ -155,12 +156,12 @@ class Panel {
       const std::int64_t begin = tile_begin(i);
       const std::int64_t rows = tile_begin(i + 1) - begin;
       args.a = s_.packed_dy + begin * depth_;
-      args.lda = rows;
+      args.lda = F::lda(rows, depth_);
       args.c = c + begin * ldc;
       if (width == 2 * V::lanes) {
-        Pair::run(rows, args);
+        tiles_.pair(rows, args);
       } else {
-        Single::run(rows, args);
+        tiles_.single(rows, args);
       }
     }
   }
@@ -174,6 +175,7 @@ class Panel {
 
   const Operands& op_;
   Scratch& s_;
+  typename F::Tiles& tiles_;
   const std::int64_t first_row_;  // of the block
   const Range tokens_;
   std::int64_t depth_;  // words of the chunk
@@ -184,6 +186,8 @@ class Panel {
 
 template <class F>
 void multiply_of(const Operands& op, Range blocks, Scratch& scratch) {
+  constexpr std::int64_t chunk_tokens = chunk_words * F::word_tokens;
+  typename F::Tiles tiles;
   for (float& zero : scratch.zeros) zero = 0;
   const std::int64_t grid = op.block_cols();
   std::int64_t row = 0;
@@ -205,7 +209,8 @@ void multiply_of(const Operands& op, Range blocks, Scratch& scratch) {
     for (std::int64_t first = 0; first < op.block_height; first += group_rows) {
       if (row * op.block_height + first >= op.rows) break;
       for (std::int64_t t = 0; t < op.tokens; t += chunk_tokens) {
-        const Panel<F> panel(op, scratch, row, first, {t, smaller(t + chunk_tokens, op.tokens)});
+        const Panel<F> panel(op, scratch, tiles, row, first,
+                             {t, smaller(t + chunk_tokens, op.tokens)});
         for (std::int64_t i = begin; i < end; ++i) {
           panel.add_to(i, op.col_indices == nullptr ? i % grid : op.col_indices[i]);
         }

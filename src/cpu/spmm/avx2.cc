@@ -6,8 +6,9 @@
 
 namespace block_sparse::cpu::spmm {
 
-const Kernels avx2_kernels = {panel_tokens, 1, scratch_bytes<Avx2>, block<Avx2>, widen<Avx2>};
-const Kernels avx2_decode_kernels = {decode_tokens, 1, decode_scratch_bytes, decode<Avx2>,
-                                     widen<Avx2>};
+const Kernels avx2_kernels = {panel_tokens,        register_costs, 1,
+                              scratch_bytes<Avx2>, block<Avx2>,    widen<Avx2>};
+const Kernels avx2_decode_kernels = {decode_tokens,        register_costs, 1,
+                                     decode_scratch_bytes, decode<Avx2>,   widen<Avx2>};
 
 }  // namespace block_sparse::cpu::spmm

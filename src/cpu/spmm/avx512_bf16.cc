@@ -6,14 +6,14 @@
 namespace block_sparse::cpu::spmm {
 namespace {
 
-struct DotTiles {
-  using Pair = Tiles<Avx512Bf16, 2, ALayout::row_major>;
-  using Single = Tiles<Avx512Bf16, 1, ALayout::row_major>;
-};
+void block_of_pairs(const Operands& operands, Range lines, Range tokens, void* scratch) {
+  RegisterTiles<Avx512Bf16, ALayout::row_major> tiles;
+  pairs_block(operands, lines, tokens, scratch, tiles);
+}
 
 }  // namespace
 
-const Kernels avx512_bf16_kernels = {pairs_panel, 2, pairs_scratch_bytes, pairs_block<DotTiles>,
-                                     stage_pairs};
+const Kernels avx512_bf16_kernels = {all_tokens,          {4, 0, 14},     2,
+                                     pairs_scratch_bytes, block_of_pairs, stage_pairs};
 
 }  // namespace block_sparse::cpu::spmm

@@ -5,14 +5,15 @@
 #include <cstdint>
 
 #include "cpu/micro_kernel.h"
-#include "cpu/simd/avx512_bf16.h"
+#include "cpu/simd/avx512.h"
 #include "cpu/simd/elements.h"
+#include "cpu/simd/pairs.h"
 #include "cpu/spmm/ends.h"
 #include "cpu/spmm/spmm.h"
 
 /// SpMM of bf16 taken in pairs of reduced features. Packing W costs as much as using it for many
 /// tokens, so as many lines as fit into L2 are packed, and then serve all tokens. Included by one
-/// source per instruction set, with tiles of its own: `E::Pair` of 32 outputs, `E::Single` of 16.
+/// source per instruction set, with tiles of its own, see RegisterTiles.
 namespace block_sparse::cpu::spmm {
 namespace {
 
@@ -53,8 +54,8 @@ inline std::int64_t pairs_strip(const PairsGroup& group, std::int64_t o) {
 template <class E>
 class PairsProduct {
  public:
-  PairsProduct(const Operands& operands, Range tokens, PairsScratch& scratch)
-      : op_(operands), s_(scratch), tokens_(tokens) {}
+  PairsProduct(const Operands& operands, Range tokens, PairsScratch& scratch, E& tiles)
+      : op_(operands), s_(scratch), tokens_(tokens), tiles_(tiles) {}
 
   /// y for outputs `first` and on of a line; some of it may be left to finish().
   void add(std::int64_t line, std::int64_t first) {
@@ -149,12 +150,11 @@ class PairsProduct {
       const std::int64_t valid = smaller(width, group.valid - o);
       float* const out = strip_of(group, o) + depth * width;
       if (op_.outputs_first) {
-        pair_columns(block + (group.first + o) * ld + at.offset, ld, valid, features, width, out);
+        pair_columns(block + (group.first + o) * ld + at.offset, ld, valid, features, length / 2,
+                     width, out);
       } else {
-        interleave_rows(block + at.offset * ld + group.first + o, ld, features, valid, width, out);
-      }
-      for (std::int64_t k = (features + 1) / 2; k < length / 2; ++k) {
-        for (std::int64_t i = 0; i < width; ++i) out[k * width + i] = 0;
+        interleave_rows(block + at.offset * ld + group.first + o, ld, features, valid, length / 2,
+                        width, out);
       }
     }
   }
@@ -193,9 +193,9 @@ class PairsProduct {
         args.ldc = pairs_outputs;
         args.start = first ? s_.start + o : nullptr;
         if (args.ldb == 32) {
-          E::Pair::run(rows.end - rows.begin, args);
+          tiles_.pair(rows.end - rows.begin, args);
         } else {
-          E::Single::run(rows.end - rows.begin, args);
+          tiles_.single(rows.end - rows.begin, args);
         }
       }
       if (last) finish_sums(of_y, group, c);
@@ -209,14 +209,15 @@ class PairsProduct {
   const Operands& op_;
   PairsScratch& s_;
   const Range tokens_;
+  E& tiles_;
   std::int64_t n_groups_ = 0;
   std::int64_t words_ = 0;
   std::int64_t n_runs_ = 0;
 };
 
 template <class E>
-void pairs_block(const Operands& operands, Range lines, Range tokens, void* scratch) {
-  PairsProduct<E> product(operands, tokens, *static_cast<PairsScratch*>(scratch));
+void pairs_block(const Operands& operands, Range lines, Range tokens, void* scratch, E& tiles) {
+  PairsProduct<E> product(operands, tokens, *static_cast<PairsScratch*>(scratch), tiles);
   for (std::int64_t line = lines.begin; line < lines.end; ++line) {
     for (std::int64_t first = 0; first < operands.line_extent; first += pairs_outputs) {
       if (line * operands.line_extent + first >= operands.outputs) break;

@@ -13,6 +13,8 @@ namespace {
 /// A is staged in this many words at a time, where it must be: 8 MiB, enough work for all
 /// threads between two barriers.
 constexpr std::int64_t staged_words = std::int64_t{1} << 21;
+/// At least so many tokens, for which a packed piece of W is worth its while.
+constexpr std::int64_t least_staged = 1024;
 
 /// Fetching an element of W takes as long as this many multiply-adds: 4 bytes at 25 GB/s, what one
 /// core of a large Xeon gets from L3, against 50 multiply-adds a nanosecond.
@@ -29,7 +31,7 @@ Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& ke
                        kernels.block(operands, {0, operands.lines}, {0, tokens}, scratch);
                      });
   }
-  const Plan cut = plan(operands, tokens, kernels.panel, executor.concurrency());
+  const Plan cut = plan(operands, tokens, kernels, executor.concurrency());
   const std::int64_t parts = cut.line_parts();
   return run_tasks(executor, cut.token_parts * parts, kernels.scratch_bytes(operands),
                    [&](std::int64_t task, void* scratch) {
@@ -58,15 +60,21 @@ void stage(const char* a, std::int64_t lda, std::int64_t tokens, const Operands&
 
 /// Words of a row of staged A.
 std::int64_t staged_width(const Operands& operands, const Kernels& kernels) {
-  const std::int64_t unit = kernels.word_elements == 1 ? 16 : operands.reduce_extent;
+  constexpr std::int64_t line = 16;
+  const std::int64_t unit = kernels.word_elements == 1 ? line : operands.reduce_extent;
   const std::int64_t units = std::max<std::int64_t>((operands.reduced + unit - 1) / unit, 1);
-  return units * unit / kernels.word_elements;
+  const std::int64_t lines = (units * unit / kernels.word_elements + line - 1) / line;
+  // An odd number of cache lines: rows have different places in L1, as many as there are.
+  return (lines | 1) * line;
 }
 
 /// Whether kernels can read A where it lies.
 bool in_place(const Operands& operands, std::int64_t lda, const Kernels& kernels) {
   if (kernels.word_elements == 1) return operands.dtype == DataType::f32;
-  return lda % 2 == 0 && operands.reduced % operands.reduce_extent == 0;
+  // Rows 1 KiB apart share 4 of the 64 places in L1, each of which holds 8 or 12 lines: too few
+  // for the rows of a tile.
+  constexpr std::int64_t crowded = 1024 / 2;
+  return lda % 2 == 0 && lda % crowded != 0 && operands.reduced % operands.reduce_extent == 0;
 }
 
 /// Stages `a` (tokens, reduced) where needed, then multiplies.
@@ -79,8 +87,7 @@ Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t toke
     return multiply(operands, tokens, kernels, executor);
   }
   const std::int64_t width = staged_width(operands, kernels);
-  const std::int64_t step =
-      std::min(tokens, std::max<std::int64_t>(kernels.panel, staged_words / width));
+  const std::int64_t step = std::min(tokens, std::max(least_staged, staged_words / width));
   float* staged = static_cast<float*>(
       thread_scratch(ScratchUse::staging, static_cast<std::size_t>(step * width) * sizeof(float)));
   if (staged == nullptr) return no_scratch();
@@ -104,15 +111,12 @@ Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t toke
 
 }  // namespace
 
-Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, int threads) {
-  // Packing an element of W for a panel costs as much as using it for 4 tokens, packing one of A as
-  // much as using it for 3 outputs.
-  constexpr double packing = 4;
-  const double packing_a = 3.0 * static_cast<double>(operands.reduced) /
-                           static_cast<double>(operands.line_extent * operands.reduce_extent);
+Plan plan(const Operands& operands, std::int64_t tokens, const Kernels& kernels, int threads) {
+  const auto& [packing, packing_a, tile] = kernels.costs;
+  // Of a token, in uses of an element of each block.
+  const double packing_token = packing_a * static_cast<double>(operands.reduced) /
+                               static_cast<double>(operands.line_extent * operands.reduce_extent);
   const std::int32_t* const pointers = operands.pointers;
-  // A part of fewer tokens than a tile has rows takes as long as a full tile.
-  constexpr std::int64_t tile = 6;
   Plan best;
   for (int token_parts = 1; token_parts <= threads; ++token_parts) {
     if (threads % token_parts != 0) continue;
@@ -125,17 +129,16 @@ Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, int
           most_blocks, pointers[cut.line_bounds[i + 1]] - pointers[cut.line_bounds[i]]);
     }
     const std::int64_t part = (tokens + cut.token_parts - 1) / cut.token_parts;
-    const auto panels = static_cast<double>((part + panel - 1) / panel);
+    const auto panels = static_cast<double>((part + kernels.panel - 1) / kernels.panel);
     cut.cost = static_cast<double>(most_blocks) *
                    (static_cast<double>(std::max(part, tile)) + packing * panels) +
-               packing_a * static_cast<double>(part);
+               packing_token * static_cast<double>(part);
     if (token_parts == 1 || cut.cost < best.cost) best = std::move(cut);
   }
   return best;
 }
 
-template <const Kernels& kernels>
-Status forward(const ForwardArgs& args, const Executor& executor) {
+Status forward(const ForwardArgs& args, const Kernels& kernels, const Executor& executor) {
   const PatternView& p = args.pattern;
   Operands operands{};
   operands.pointers = p.crow_indices;
@@ -157,8 +160,8 @@ Status forward(const ForwardArgs& args, const Executor& executor) {
   return run(operands, args.x, args.ldx, args.tokens, kernels, executor);
 }
 
-template <const Kernels& kernels>
-Status input_gradient(const InputGradientArgs& args, const Executor& executor) {
+Status input_gradient(const InputGradientArgs& args, const Kernels& kernels,
+                      const Executor& executor) {
   const PatternView& p = args.pattern;
   Operands operands{};
   operands.pointers = p.ccol_indices;
@@ -177,14 +180,5 @@ Status input_gradient(const InputGradientArgs& args, const Executor& executor) {
   operands.ldy = args.lddx;
   return run(operands, args.dy, args.lddy, args.tokens, kernels, executor);
 }
-
-template Status forward<avx2_kernels>(const ForwardArgs&, const Executor&);
-template Status forward<avx512_bf16_kernels>(const ForwardArgs&, const Executor&);
-template Status forward<avx512_kernels>(const ForwardArgs&, const Executor&);
-template Status forward<avx2_decode_kernels>(const ForwardArgs&, const Executor&);
-template Status forward<avx512_decode_kernels>(const ForwardArgs&, const Executor&);
-template Status input_gradient<avx2_kernels>(const InputGradientArgs&, const Executor&);
-template Status input_gradient<avx512_bf16_kernels>(const InputGradientArgs&, const Executor&);
-template Status input_gradient<avx512_kernels>(const InputGradientArgs&, const Executor&);
 
 }  // namespace block_sparse::cpu::spmm

@@ -21,11 +21,20 @@ struct Plan {
 };
 
 /// The cut with the least estimated time on `threads` threads.
-Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, int threads);
+Plan plan(const Operands& operands, std::int64_t tokens, const Kernels& kernels, int threads);
 
+Status forward(const ForwardArgs& args, const Kernels& kernels, const Executor& executor);
+Status input_gradient(const InputGradientArgs& args, const Kernels& kernels,
+                      const Executor& executor);
+
+/// The same as the kernel table calls them.
 template <const Kernels& kernels>
-Status forward(const ForwardArgs& args, const Executor& executor);
+Status forward(const ForwardArgs& args, const Executor& executor) {
+  return forward(args, kernels, executor);
+}
 template <const Kernels& kernels>
-Status input_gradient(const InputGradientArgs& args, const Executor& executor);
+Status input_gradient(const InputGradientArgs& args, const Executor& executor) {
+  return input_gradient(args, kernels, executor);
+}
 
 }  // namespace block_sparse::cpu::spmm

@@ -46,10 +46,22 @@ struct Operands {
 /// tokens .9-1.2, 6 tokens 1-1.4, 7 or 8 tokens .8-1.1, 16 tokens .6-.8.
 constexpr std::int64_t decode_tokens = 6;
 
+constexpr std::int64_t all_tokens = std::int64_t{1} << 62;
+
+/// What the cut of a product for several threads goes by.
+struct Costs {
+  double packing;     // of an element of W, in tokens for which it is used
+  double packing_a;   // of an element of A, in outputs for which it is used
+  std::int64_t tile;  // tokens of a tile: fewer take as long
+};
+constexpr Costs register_costs = {4, 3, 6};
+
 /// What one instruction set offers.
 struct Kernels {
-  /// Tokens for which a packed piece of W is used before it is packed again.
+  /// Tokens for which a packed piece of W is used before it is packed again; `all_tokens` if it
+  /// never is.
   std::int64_t panel;
+  Costs costs;
   /// Elements of A in a word: 1, floats, or 2, neighbours of bf16 as they lie in A. Pairs take
   /// whole blocks: the rest of the last one must be there and zero.
   int word_elements;
@@ -64,6 +76,7 @@ struct Kernels {
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;
+extern const Kernels amx_kernels;
 extern const Kernels avx2_decode_kernels;  // forward of up to decode_tokens
 extern const Kernels avx512_decode_kernels;
 

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/spmm/amx.h"
+
+namespace block_sparse::cpu::spmm {
+
+const Kernels amx_kernels = amx_kernels_on<AmxBf16>;
+
+}  // namespace block_sparse::cpu::spmm
