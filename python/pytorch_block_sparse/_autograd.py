@@ -18,13 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ._products import below_autograd, is_transformed
+from ._products import is_transformed
 
 _ops = torch.ops.block_sparse
-_linear = _ops.linear.default
-_linear_preactivation = _ops.linear_preactivation.default
-_linear_input_grad = _ops.linear_input_grad.default
-_linear_weight_grad = _ops.linear_weight_grad.default
+# What calling them calls, a third of a microsecond earlier.
+_linear = _ops.linear.default._op
+_linear_preactivation = _ops.linear_preactivation.default._op
+_linear_input_grad = _ops.linear_input_grad.default._op
+_linear_weight_grad = _ops.linear_weight_grad.default._op
+_linear_backward = _ops.linear_backward.default._op
+_BelowAutograd = torch._C._AutoDispatchBelowAutograd
 
 
 def _silu_grad(grad: Tensor, z: Tensor) -> Tensor:
@@ -59,6 +62,11 @@ def needs_grad(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+#: How `BlockSparseLinear` computes: out_features, activation, allow_tf32, preactivation, dtype. One
+#: argument, since each costs time on the host.
+Form = tuple[int, str, bool, Literal["save", "recompute", "return"], torch.dtype | None]
+
+
 class BlockSparseLinear(torch.autograd.Function):
     """activation(x Wᵀ + bias).
 
@@ -70,104 +78,125 @@ class BlockSparseLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        values: Tensor,
-        bias: Tensor | None,
-        index: list[Tensor],
-        out_features: int,
-        activation: str,
-        allow_tf32: bool,
-        preactivation: Literal["save", "recompute", "return"],
-        dtype: torch.dtype | None,
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], form: Form
     ) -> Any:
+        out_features, activation, allow_tf32, preactivation, dtype = form
         needs_x, needs_values = ctx.needs_input_grad[:2]
-        ctx.dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
-        # x.size: a nested x has no shape.
-        ctx.form = out_features, x.size(-1), values.shape, activation, allow_tf32
-        ctx.set_materialize_grads(False)
+        if needs_values and activation == "none" and dtype is None and preactivation != "return":
+            # The usual case, without all that follows.
+            ctx.form = form, None, x.size(-1)
+            ctx.save_for_backward(x, values, *index)
+            with _BelowAutograd():
+                return _linear(x, values, index, bias, *linear_options(form))
+        dtypes = None  # of the gradients, where not that of the product
+        own_values = values
         if dtype is not None:
+            dtypes = x.dtype, values.dtype, None if bias is None else bias.dtype
             x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
             bias = None if bias is None else cast_for_autocast(bias, dtype)
+            if all(own in (x.dtype, None) for own in dtypes):
+                dtypes = None
         at_preactivation = activation in NEED_PREACTIVATION
-        state = None
-        if preactivation == "return" or (preactivation == "save" and at_preactivation):
-            y, state = below_autograd(
-                _linear_preactivation, x, values, index, bias, out_features, activation, allow_tf32
-            )
-        else:
-            y = below_autograd(
-                _linear, x, values, index, bias, out_features, activation, allow_tf32
-            )
-            if activation == "relu":
-                state = y
+        with _BelowAutograd():
+            if preactivation == "return" or (preactivation == "save" and at_preactivation):
+                y, state = _linear_preactivation(
+                    x, values, index, bias, out_features, activation, allow_tf32
+                )
+            else:
+                y = _linear(x, values, index, bias, *linear_options(form))
+                state = y if activation == "relu" else None
         recomputes = at_preactivation and state is None
-        ctx.save_for_backward(
+        kept = (
             x if needs_values or recomputes else None,
-            values if needs_x or recomputes else None,
-            bias if at_preactivation else None,
-            state if activation != "none" else None,
+            # Where no product needs them, their shape is needed.
+            values if needs_x or recomputes else own_values,
             *index,
         )
-        return (y, state) if preactivation == "return" else y
+        # x.size: a nested x has no shape.
+        ctx.form = form, dtypes, x.size(-1)
+        if activation == "none":
+            ctx.save_for_backward(*kept)
+        else:
+            ctx.save_for_backward(*kept, bias if at_preactivation else None, state)
+        if preactivation != "return":
+            return y
+        ctx.set_materialize_grads(False)
+        return y, state
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, preactivation_grad: Tensor | None = None) -> Any:
-        x, values, bias, state, *index = ctx.saved_tensors
-        out_features, in_features, values_shape, activation, allow_tf32 = ctx.form
-        x_dtype, values_dtype, bias_dtype = ctx.dtypes
+        x, values, *index = ctx.saved_tensors
+        form, dtypes, in_features = ctx.form
+        _, activation, allow_tf32, _, _ = form
         needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
-        # The gradients may be a batch of them (is_grads_batched=True).
-        recorded = torch.is_grad_enabled() or is_transformed()
-        guard = nullcontext if recorded else torch._C._AutoDispatchBelowAutograd
-        if grad is not None and activation != "none":
-            if torch.is_grad_enabled() and activation in NEED_PREACTIVATION:
-                state = None  # what was kept has no history
-                if x is None or values is None:
-                    raise RuntimeError(
-                        "block-sparse linear kept only what the first derivative needs; for the "
-                        "second, call it with preactivation='recompute'"
-                    )
-            if state is None:
-                with guard():
-                    state = _linear(x, values, index, bias, out_features, "none", allow_tf32)
-            grad = _ACTIVATION_GRADIENTS[activation](grad, state)
-        if preactivation_grad is not None:
-            grad = preactivation_grad if grad is None else grad + preactivation_grad
-        if grad is None:
-            return (None,) * 9
-        if torch.is_grad_enabled() and any(d not in (grad.dtype, None) for d in ctx.dtypes):
+        recorded = torch.is_grad_enabled()
+        if recorded and dtypes is not None:
             raise RuntimeError(
                 "block-sparse linear under autocast has no second derivative; call it outside of "
                 "autocast, or differentiate without create_graph=True"
             )
+        # The gradients may be a batch of them (is_grads_batched=True).
+        recorded = recorded or is_transformed()
+        guard = nullcontext if recorded else _BelowAutograd
+        if activation != "none":
+            *index, bias, state = index
+            if grad is not None:
+                if torch.is_grad_enabled() and activation in NEED_PREACTIVATION:
+                    state = None  # what was kept has no history
+                    if x is None:
+                        raise RuntimeError(
+                            "block-sparse linear kept only what the first derivative needs; for "
+                            "the second, call it with preactivation='recompute'"
+                        )
+                if state is None:
+                    with guard():
+                        state = _linear(x, values, index, bias, form[0], "none", allow_tf32)
+                grad = _ACTIVATION_GRADIENTS[activation](grad, state)
+        if preactivation_grad is not None:
+            grad = preactivation_grad if grad is None else grad + preactivation_grad
+        if grad is None:
+            return None, None, None, None, None
+        # Products of 16-bit numbers are summed in float32, which they can be asked for.
+        out_dtype = None if dtypes is None or dtypes[1] == grad.dtype else torch.float32
+        # Arguments left out need not be parsed, and a dtype is slow to.
+        options = (out_dtype, allow_tf32) if allow_tf32 or out_dtype is not None else ()
         dx = dvalues = dbias = None
-        with guard():  # one for both: it takes as long as a check of arguments
-            if needs_x:
-                dx = _linear_input_grad._op(grad, values, index, in_features, allow_tf32)
-            if needs_values:
-                # Products of 16-bit numbers are summed in float32, which they can be asked for.
-                # A dtype is slow to pass.
-                out_dtype = None if values_dtype == grad.dtype else torch.float32
-                dvalues = _linear_weight_grad._op(
-                    grad, x, index, *values_shape, out_dtype, allow_tf32
+        with guard():
+            # A traced graph, which has subclasses, holds an operator for each gradient, so that
+            # those that nobody uses can go.
+            if needs_values and not recorded and type(grad) is Tensor:
+                dx, dvalues, dbias = _linear_backward(
+                    grad, x, values, index, needs_x, needs_bias, *options
                 )
-        if dx is not None and dx.dtype != x_dtype:
-            dx = dx.to(x_dtype)
-        if dvalues is not None and dvalues.dtype != values_dtype:
-            dvalues = dvalues.to(values_dtype)
-        if needs_bias:
-            rows = grad if grad.dim() == 2 else grad.reshape(-1, out_features)
-            dbias = rows.sum(0) if grad.dtype == bias_dtype else rows.sum(0, dtype=bias_dtype)
-        return dx, dvalues, dbias, None, None, None, None, None, None
+            else:
+                if needs_x:
+                    dx = _linear_input_grad(grad, values, index, in_features, allow_tf32)
+                if needs_values:
+                    dvalues = _linear_weight_grad(grad, x, index, *values.shape, *options)
+                if needs_bias:
+                    dbias = grad.reshape(-1, form[0]).sum(0, dtype=dtypes and dtypes[2])
+        if dtypes is not None:
+            dx, dvalues, dbias = (
+                None if gradient is None else gradient.to(own)
+                for gradient, own in zip((dx, dvalues, dbias), dtypes, strict=True)
+            )
+        return dx, dvalues, dbias, None, None
+
+
+def linear_options(form: Form) -> tuple[Any, ...]:
+    """The last arguments of the operator; those left out need not be parsed."""
+    return form[:1] if form[1] == "none" and not form[2] else form[:3]
 
 
 def _unwrapping(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`apply` on what is in a tensor that has left its `torch.func` transform."""
     unwrap = torch._C._functorch.unwrap_if_dead
 
-    def applied(x: Tensor, values: Tensor, bias: Tensor | None, *others: Any) -> Any:
-        return apply(unwrap(x), unwrap(values), None if bias is None else unwrap(bias), *others)
+    def applied(
+        x: Tensor, values: Tensor, bias: Tensor | None, index: list[Tensor], form: Form
+    ) -> Any:
+        bias = None if bias is None else unwrap(bias)
+        return apply(unwrap(x), unwrap(values), bias, index, form)
 
     return applied
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import ops as ops  # registers what the operators need
-from ._autograd import NEED_PREACTIVATION, apply_untransformed, needs_grad
+from ._autograd import NEED_PREACTIVATION, Form, apply_untransformed, linear_options, needs_grad
 from ._products import is_transformed
 from ._validation import check_dense, describe
 
 # Bound once: looking them up takes as long as calling them.
-is_grad_enabled = torch.is_grad_enabled
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
+# What torch.backends.cuda.matmul.fp32_precision calls, two microseconds earlier.
+_get_fp32_precision: Callable[[str, str], str] = torch._C._get_fp32_precision_getter
 _linear = torch.ops.block_sparse.linear.default
 _linear_preactivation = torch.ops.block_sparse.linear_preactivation.default
 _call_linear = _linear._op  # what _linear(...) calls, a third of a microsecond earlier
@@ -87,6 +89,8 @@ def linear(
         check_dense(bias, "bias")
     if not isinstance(activation, str):
         raise TypeError(f"activation is {describe(activation)}, expected a name such as 'none'")
+    if preactivation not in ("save", "recompute"):
+        raise ValueError(f"preactivation is {preactivation!r}; expected 'save' or 'recompute'")
     product = getattr(weight, "product", None)
     if product is not None:
         y: Tensor = product(x, weight, bias, activation, preactivation)
@@ -101,7 +105,7 @@ def linear_of(
     shape: tuple[int, ...],
     bias: Tensor | None,
     activation: str,
-    preactivation: str,
+    preactivation: Preactivation,
 ) -> Tensor:
     """`linear` for a caller that has the parts of the weight at hand.
 
@@ -116,11 +120,8 @@ def linear_of(
             f"x has shape {tuple(x.shape)}; expected (..., {in_features}), the in_features of the "
             "weight"
         )
-    if preactivation not in ("save", "recompute"):
-        raise ValueError(f"preactivation is {preactivation!r}; expected 'save' or 'recompute'")
-    allow_tf32 = allows_tf32(x)
-    options = out_features, activation, allow_tf32
-    differentiated = is_grad_enabled() and needs_grad(x, values, bias)
+    form: Form = out_features, activation, x.is_cuda and allows_tf32(x), preactivation, None
+    differentiated = needs_grad(x, values, bias)
     y: Tensor
     if is_compiling() or (
         # Asked for any device first, which takes a tenth of the time.
@@ -132,20 +133,16 @@ def linear_of(
         # program, mostly for inference, need not carry a second result.
         saves = preactivation == "save" and not torch.compiler.is_exporting()
         if differentiated and saves and activation in NEED_PREACTIVATION:
-            y, _ = _linear_preactivation(x, values, index, bias, *options)
+            y, _ = _linear_preactivation(x, values, index, bias, *form[:3])
         else:
-            y = _linear(x, values, index, bias, *options)
+            y = _linear(x, values, index, bias, *form[:3])
     elif is_transformed():
-        y = _linear(x, values, index, bias, *options)
+        y = _linear(x, values, index, bias, *form[:3])
     elif differentiated:
-        y = apply_untransformed(x, values, bias, index, *options, preactivation, None)
+        y = apply_untransformed(x, values, bias, index, form)
     else:
-        # As below_autograd, in place. Arguments left out need not be parsed.
-        with _BelowAutograd():
-            if activation == "none" and not allow_tf32:
-                y = _call_linear(x, values, index, bias, out_features)
-            else:
-                y = _call_linear(x, values, index, bias, *options)
+        with _BelowAutograd():  # as below_autograd, in place
+            y = _call_linear(x, values, index, bias, *linear_options(form))
     return y
 
 
@@ -156,8 +153,8 @@ def allows_tf32(x: Tensor) -> bool:
 
 
 def _cuda_allows_tf32() -> bool:
-    # Asked through the new interface: the old one raises once the new one was used to set it.
-    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+    # The new interface's: the old one raises once the new one was used to set it.
+    return _get_fp32_precision("cuda", "matmul") == "tf32"
 
 
 # Dynamo of torch 2.11 cannot trace it. This is what torch.compiler.assume_constant_result sets, but

@@ -31,6 +31,7 @@ _OPERATORS = (
     "linear_input_grad",
     "linear_weight_grad",
     "linear_weight_grad_accumulate_",
+    "linear_backward",
     "block_norms",
     "pattern_check",
     "pattern_transpose",
@@ -147,6 +148,26 @@ def _(
     _check_dtypes(grad=grad, x=x)
 
 
+@_register_fake("block_sparse::linear_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: Sequence[Tensor],
+    input: bool = True,
+    bias: bool = True,
+    out_dtype: torch.dtype | None = None,
+    allow_tf32: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    _check_devices(grad=grad, x=x, values=values, index=index)
+    _check_dtypes(grad=grad, x=x, **({"values": values} if input else {}))
+    return (
+        x.new_empty(x.shape) if input else None,
+        values.new_empty(values.shape, dtype=out_dtype or grad.dtype),
+        grad.new_empty((grad.shape[-1],), dtype=out_dtype) if bias else None,
+    )
+
+
 @_register_fake("block_sparse::block_norms")
 def _(
     grad: Tensor,
@@ -227,7 +248,7 @@ def _linear_kernel(name: str, preactivation: str, device_type: str | None) -> Ca
         transformed = is_transformed()
         if needs_grad(x, values, bias) and not transformed:
             # Casts inside, so that the gradients are not rounded on their way out.
-            return BlockSparseLinear.apply(x, values, bias, index, *options, preactivation, dtype)
+            return BlockSparseLinear.apply(x, values, bias, index, (*options, preactivation, dtype))
         if dtype is not None:
             x, values = cast_for_autocast(x, dtype), cast_for_autocast(values, dtype)
             bias = None if bias is None else cast_for_autocast(bias, dtype)
@@ -269,6 +290,24 @@ def _gradient_kernel(name: str, differentiable: Callable[..., Tensor]) -> Callab
     return kernel
 
 
+def _backward_kernel(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    index: list[Tensor],
+    input: bool = True,
+    bias: bool = True,
+    out_dtype: torch.dtype | None = None,
+    allow_tf32: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """`linear_backward` in parts, each of which can be differentiated."""
+    return (
+        _ops.linear_input_grad(grad, values, index, x.size(-1), allow_tf32) if input else None,
+        _ops.linear_weight_grad(grad, x, index, *values.shape, out_dtype, allow_tf32),
+        grad.reshape(-1, grad.size(-1)).sum(0, dtype=out_dtype) if bias else None,
+    )
+
+
 def _accumulate_kernel(
     accumulator: Tensor,
     grad: Tensor,
@@ -303,8 +342,10 @@ _implementations.impl(
     "block_norms", functools.partial(below_autograd, _ops.block_norms.default), "Autograd"
 )
 _implementations.impl("linear_weight_grad_accumulate_", _accumulate_kernel, "Autograd")
+for _key in ("Autograd", "FuncTorchDynamicLayerFrontMode"):
+    _implementations.impl("linear_backward", _backward_kernel, _key)
 for _key, _device_type in _AUTOCAST.items():
-    for _name in ("linear_input_grad", "linear_weight_grad", "block_norms"):
+    for _name in ("linear_input_grad", "linear_weight_grad", "linear_backward", "block_norms"):
         _implementations.impl(_name, _autocast(_name, _device_type), _key)
     # The accumulator keeps its dtype.
     _name = "linear_weight_grad_accumulate_"

@@ -2,6 +2,7 @@
 #include "arguments.h"
 
 #include <array>
+#include <numeric>
 
 namespace block_sparse::torch_ops {
 
@@ -230,6 +231,20 @@ Tensor empty_rows(const Tensor& like, std::int64_t features) {
   std::vector<std::int64_t> shape(sizes.begin(), sizes.end());
   shape.back() = features;
   return empty(like, shape.data(), static_cast<std::int64_t>(shape.size()), like.scalar_type());
+}
+
+Tensor sum_of_rows(const Rows& rows, ScalarType type) {
+  std::vector<std::int64_t> dims(static_cast<std::size_t>(rows.tensor.dim() - 1));
+  std::iota(dims.begin(), dims.end(), 0);
+  // A tensor without dimensions to sum over would be summed whole.
+  if (dims.empty()) return torch::stable::to(rows.tensor, type);
+  return torch::stable::sum(rows.tensor, dims, /*keepdim=*/false, type);
+}
+
+Tensor undefined() {
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_new_uninitialized_tensor(&handle));
+  return Tensor(handle);
 }
 
 }  // namespace block_sparse::torch_ops

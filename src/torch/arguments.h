@@ -92,4 +92,10 @@ Tensor empty(const Tensor& like, const std::int64_t* sizes, std::int64_t dims, S
 /// The same with the shape of `like`, its last dimension replaced.
 Tensor empty_rows(const Tensor& like, std::int64_t features);
 
+/// (features,): the sum over the tokens by torch's own kernel.
+Tensor sum_of_rows(const Rows& rows, ScalarType type);
+
+/// What Python sees as None.
+Tensor undefined();
+
 }  // namespace block_sparse::torch_ops

@@ -43,7 +43,8 @@ struct NamedTensor {
 /// `Backend` has the argument structs of products.h and
 /// - a constructor (reference tensor, other tensors, index or null, allow_tf32),
 ///   alive during one operator, that checks what the backend needs of devices;
-/// - `Status run(Args&) const` for each struct.
+/// - `Status run(Args&) const` for each struct,
+/// - `Tensor sum_of_rows(const Rows&, ScalarType) const`, the sum over all tokens in a dtype.
 template <class Backend>
 struct Operators {
   /// y, and x Wᵀ + bias if `with_preactivation`.
@@ -104,27 +105,52 @@ struct Operators {
     return {y, *preactivation};
   }
 
+  static Tensor input_gradient(const Backend& backend, const Rows& grad, DataType dtype,
+                               const PatternView& pattern, const Tensor& values) {
+    typename Backend::InputGradientArgs args;
+    args.dtype = dtype;
+    args.pattern = pattern;
+    const Tensor dx = empty_rows(grad.tensor, pattern.cols);
+    args.tokens = grad.tokens;
+    args.dy = grad.data;
+    args.lddy = grad.stride;
+    args.values = values.const_data_ptr();
+    args.dx = dx.mutable_data_ptr();
+    args.lddx = pattern.cols;
+    check(backend.run(args));
+    return dx;
+  }
+
   static Tensor linear_input_grad(const Tensor& grad, const Tensor& values,
                                   const std::vector<Tensor>& index, std::int64_t in_features,
                                   bool allow_tf32) {
     const Backend backend(grad, {{&values, "values"}}, &index, allow_tf32);
-    typename Backend::InputGradientArgs args;
-    args.dtype = data_type_of(grad, "grad");
-    check_same_dtype(values, "values", args.dtype, "grad");
+    const DataType dtype = data_type_of(grad, "grad");
+    check_same_dtype(values, "values", dtype, "grad");
     if (in_features < 0) fail("in_features is ", in_features, "; expected at least 0");
     const Rows rows(grad, "grad");
     const BlockShape block = block_shape_of(values, "values");
-    args.pattern =
-        pattern_from(index, rows.features, in_features, block.height, block.width, block.slots);
-    const Tensor dx = empty_rows(grad, in_features);
-    args.tokens = rows.tokens;
-    args.dy = rows.data;
-    args.lddy = rows.stride;
-    args.values = values.const_data_ptr();
-    args.dx = dx.mutable_data_ptr();
-    args.lddx = in_features;
+    return input_gradient(
+        backend, rows, dtype,
+        pattern_from(index, rows.features, in_features, block.height, block.width, block.slots),
+        values);
+  }
+
+  static void weight_gradient_into(const Backend& backend, const Tensor& dvalues,
+                                   DataType out_dtype, bool accumulate, const Rows& grad,
+                                   const Rows& x, DataType dtype, const PatternView& pattern) {
+    typename Backend::WeightGradientArgs args;
+    args.dtype = dtype;
+    args.out_dtype = out_dtype;
+    args.pattern = pattern;
+    args.tokens = x.tokens;
+    args.dy = grad.data;
+    args.lddy = grad.stride;
+    args.x = x.data;
+    args.ldx = x.stride;
+    args.accumulate = accumulate;
+    args.dvalues = dvalues.mutable_data_ptr();
     check(backend.run(args));
-    return dx;
   }
 
   static void weight_gradient_into(const Tensor& dvalues, DataType out_dtype, bool accumulate,
@@ -132,23 +158,14 @@ struct Operators {
                                    const std::vector<Tensor>& index, const BlockShape& block,
                                    bool allow_tf32) {
     const Backend backend(grad, {{&x, "x"}, {&dvalues, "accumulator"}}, &index, allow_tf32);
-    typename Backend::WeightGradientArgs args;
-    args.dtype = data_type_of(grad, "grad");
-    args.out_dtype = out_dtype;
-    check_same_dtype(x, "x", args.dtype, "grad");
+    const DataType dtype = data_type_of(grad, "grad");
+    check_same_dtype(x, "x", dtype, "grad");
     const Rows grad_rows(grad, "grad");
     const Rows x_rows(x, "x");
     check_same_tokens(grad_rows, x_rows);
-    args.pattern = pattern_from(index, grad_rows.features, x_rows.features, block.height,
-                                block.width, block.slots);
-    args.tokens = x_rows.tokens;
-    args.dy = grad_rows.data;
-    args.lddy = grad_rows.stride;
-    args.x = x_rows.data;
-    args.ldx = x_rows.stride;
-    args.accumulate = accumulate;
-    args.dvalues = dvalues.mutable_data_ptr();
-    check(backend.run(args));
+    weight_gradient_into(backend, dvalues, out_dtype, accumulate, grad_rows, x_rows, dtype,
+                         pattern_from(index, grad_rows.features, x_rows.features, block.height,
+                                      block.width, block.slots));
   }
 
   static Tensor linear_weight_grad(const Tensor& grad, const Tensor& x,
@@ -163,6 +180,33 @@ struct Operators {
     weight_gradient_into(dvalues, data_type_of(dvalues, "out_dtype"), false, grad, x, index,
                          {slots, block_height, block_width}, allow_tf32);
     return dvalues;
+  }
+
+  /// The gradients of linear without an activation in one call: of x if `input`, of the values,
+  /// and of the bias if `bias`; what is not asked for is undefined.
+  static std::tuple<Tensor, Tensor, Tensor> linear_backward(
+      const Tensor& grad, const Tensor& x, const Tensor& values, const std::vector<Tensor>& index,
+      bool input, bool bias, std::optional<ScalarType> out_dtype, bool allow_tf32) {
+    const Backend backend(grad, {{&x, "x"}, {&values, "values"}}, &index, allow_tf32);
+    const DataType dtype = data_type_of(grad, "grad");
+    check_same_dtype(x, "x", dtype, "grad");
+    const Rows grad_rows(grad, "grad");
+    const Rows x_rows(x, "x");
+    check_same_tokens(grad_rows, x_rows);
+    const BlockShape block = block_shape_of(values, "values");
+    const PatternView pattern = pattern_from(index, grad_rows.features, x_rows.features,
+                                             block.height, block.width, block.slots);
+    const ScalarType out_type = out_dtype.value_or(grad.scalar_type());
+    const std::int64_t shape[] = {block.slots, block.height, block.width};
+    Tensor dx = undefined();
+    if (input) {
+      check_same_dtype(values, "values", dtype, "grad");
+      dx = input_gradient(backend, grad_rows, dtype, pattern, values);
+    }
+    const Tensor dvalues = empty(grad, shape, 3, out_type);
+    weight_gradient_into(backend, dvalues, data_type_of(dvalues, "out_dtype"), false, grad_rows,
+                         x_rows, dtype, pattern);
+    return {dx, dvalues, bias ? backend.sum_of_rows(grad_rows, out_type) : undefined()};
   }
 
   static void linear_weight_grad_accumulate(const Tensor& accumulator, const Tensor& grad,
@@ -208,6 +252,7 @@ struct Operators {
     m.impl("linear_input_grad", TORCH_BOX(&linear_input_grad));
     m.impl("linear_weight_grad", TORCH_BOX(&linear_weight_grad));
     m.impl("linear_weight_grad_accumulate_", TORCH_BOX(&linear_weight_grad_accumulate));
+    m.impl("linear_backward", TORCH_BOX(&linear_backward));
     m.impl("block_norms", TORCH_BOX(&block_norms));
   }
 };

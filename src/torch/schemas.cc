@@ -22,6 +22,10 @@ STABLE_TORCH_LIBRARY(block_sparse, m) {
       "linear_weight_grad_accumulate_(Tensor(a!) accumulator, Tensor grad, Tensor x, "
       "Tensor[] index, bool allow_tf32=False) -> ()");
   m.def(
+      "linear_backward(Tensor grad, Tensor x, Tensor values, Tensor[] index, bool input=True, "
+      "bool bias=True, ScalarType? out_dtype=None, bool allow_tf32=False) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
       "block_norms(Tensor grad, Tensor x, SymInt block_height, SymInt block_width, "
       "bool allow_tf32=False) -> Tensor");
   m.def(

@@ -26,16 +26,19 @@ def layer_inputs(device, dtype=torch.float64, geometry=GEOMETRY, tokens=3):
 
 
 class Calls(TorchDispatchMode):
-    """Names of the operators of this package that run inside."""
+    """Names and results of the operators of this package that run inside."""
 
     def __init__(self):
         super().__init__()
         self.names: list[str] = []
+        self.results: list[object] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
         if func.namespace == "block_sparse":
             self.names.append(func._opname)
-        return func(*args, **(kwargs or {}))
+            self.results.append(result)
+        return result
 
 
 @every_activation
@@ -66,6 +69,7 @@ def test_gradcheck_of_the_operators(device, activation):
         ),
         (lambda g, v: ops.linear_input_grad(g, v, index, in_), (grad, values)),
         (lambda g, x: ops.linear_weight_grad(g, x, index, *values.shape), (grad, x)),
+        (lambda g, x, v: ops.linear_backward(g, x, v, index), (grad, x, values)),
     ):
         assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
         assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
@@ -113,8 +117,12 @@ def test_only_the_gradients_asked_for(device, needed, activation):
     y = functional.linear(x, weight, bias, activation)
     with Calls() as calls:
         y.sum().backward()
-    expected = {"x": ["linear_input_grad"], "values": ["linear_weight_grad"], "bias": []}
+    expected = {"x": ["linear_input_grad"], "values": ["linear_backward"], "bias": []}
     assert calls.names == expected[needed]
+    if needed == "values":
+        dx, _, dbias = calls.results[0]
+        assert dx is None
+        assert dbias is None
 
 
 def kept_elements(*args, **kwargs) -> dict[int, int]:
@@ -227,6 +235,8 @@ def test_autocast_of_the_gradient_operators(device):
     with torch.autocast(device, dtype=torch.bfloat16):
         assert ops.linear_input_grad(grad, values, index, in_).dtype == torch.bfloat16
         assert ops.linear_weight_grad(grad, x, index, *values.shape).dtype == torch.bfloat16
+        for gradient in ops.linear_backward(grad, x, values, index):
+            assert gradient.dtype == torch.bfloat16
         assert ops.block_norms(grad, x, 2, 3).dtype == torch.float32
         sums = torch.zeros_like(values)
         ops.linear_weight_grad_accumulate_(sums, grad, x, index)

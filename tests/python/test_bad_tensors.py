@@ -105,6 +105,7 @@ def test_arguments_of_the_operators(name: str) -> None:
     refuses(lambda: ops.linear_preactivation(bad, values, index, bias, 96, "gelu"), sentence)
     refuses(lambda: ops.linear_input_grad(bad, values, index, 64), "grad is ")
     refuses(lambda: ops.linear_weight_grad(grad, bad, index, *slots), "x is ")
+    refuses(lambda: ops.linear_backward(grad, bad, values, index), "x is ")
     refuses(lambda: ops.block_norms(grad, bad, 32, 32), "x is ")
     sums = torch.zeros_like(values)
     refuses(lambda: ops.linear_weight_grad_accumulate_(sums, bad, x, index), "grad is ")

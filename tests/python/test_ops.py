@@ -95,6 +95,29 @@ def test_linear_weight_grad(device, dtype, geometry):
 
 @every_dtype
 @every_geometry
+def test_linear_backward(device, dtype, geometry):
+    """All three gradients are those of the operators for one of them, bit for bit."""
+    weight = random_weight(*geometry, dtype=dtype, device=device)
+    values, index, (out, in_) = weight.values, weight.index, weight.shape
+    for leading in (*LEADING, (70, 3)):  # torch sums the rows when there are many elements
+        x = randn(*leading, in_, dtype=dtype, device=device)
+        grad = randn(*leading, out, dtype=dtype, device=device, seed=2)
+        rows = grad.double().reshape(-1, out)
+        for out_dtype in (None, dtype if dtype == torch.float64 else torch.float32):
+            dx, dvalues, dbias = ops.linear_backward(grad, x, values, index, out_dtype=out_dtype)
+            assert torch.equal(dx, ops.linear_input_grad(grad, values, index, in_))
+            expected = ops.linear_weight_grad(grad, x, index, *values.shape, out_dtype)
+            assert torch.equal(dvalues, expected)
+            assert dbias.dtype == (out_dtype or dtype)
+            assert_product(dbias, rows.sum(0), rows.abs().sum(0), len(rows))
+        dx, dvalues, dbias = ops.linear_backward(grad, x, values, index, False, False)
+        assert dx is None
+        assert torch.equal(dvalues, ops.linear_weight_grad(grad, x, index, *values.shape))
+        assert dbias is None
+
+
+@every_dtype
+@every_geometry
 def test_block_norms(device, dtype, geometry):
     (out, in_), (bh, bw), _ = geometry
     for leading in LEADING:
@@ -269,6 +292,8 @@ def test_opcheck(device, dtype, requires_grad):
         (ops.linear_input_grad, (grad, values, index, 64)),
         (ops.linear_weight_grad, (grad, x, index, *slots)),
         (ops.linear_weight_grad, (grad, x, index, *slots, torch.float32)),
+        (ops.linear_backward, (grad, x, values, index)),
+        (ops.linear_backward, (grad, x, values, index, False, False, torch.float32)),
         (ops.block_norms, (grad, x, 16, 16)),
         (ops.pattern_check, (*index[:3], slots[0], 4)),
         (ops.pattern_transpose, (*index[:3], 4)),
@@ -290,6 +315,11 @@ def test_meta_device():
     assert ops.linear_input_grad(grad, values, index, 64).shape == (2, 3, 64)
     dvalues = ops.linear_weight_grad(grad, x, index, *values.shape, torch.float32)
     assert (dvalues.shape, dvalues.dtype) == (values.shape, torch.float32)
+    dx, dvalues, dbias = ops.linear_backward(grad, x, values, index, out_dtype=torch.float32)
+    assert (dx.shape, dx.dtype) == ((2, 3, 64), torch.bfloat16)
+    assert (dvalues.shape, dvalues.dtype) == (values.shape, torch.float32)
+    assert (dbias.shape, dbias.dtype) == ((48,), torch.float32)
+    assert ops.linear_backward(grad, x, values, index, False, False)[::2] == (None, None)
     assert ops.block_norms(grad, x, 32, 48).shape == (2, 2)
     assert [t.shape[0] for t in ops.pattern_transpose(*index[:3], 4)] == [5, *(len(values),) * 2]
 
@@ -398,6 +428,11 @@ def test_gradients_refuse(device):
         (lambda: ops.linear_weight_grad(grad, x, index, 8, 0, 16), "block shape is"),
         (lambda: ops.linear_weight_grad(grad, x, index, *slots, torch.int32), "out_dtype has"),
         (lambda: ops.linear_weight_grad(grad, x, index, *slots, torch.float16), "float16"),
+        (lambda: ops.linear_backward(grad, x[:4], values, index), "expected as many rows"),
+        (lambda: ops.linear_backward(grad, x.double(), values, index), "x has dtype float64"),
+        (lambda: ops.linear_backward(grad, x, values.double(), index), "values has dtype float64"),
+        (lambda: ops.linear_backward(grad, x[:, :32], values, index), "ccol_indices has shape"),
+        (lambda: ops.linear_backward(grad[0, 0], x, values, index), "grad has no dimension"),
         (lambda: ops.block_norms(grad, x, 0, 16), "block shape is"),
         (lambda: ops.block_norms(grad, x[:4], 16, 16), "expected as many rows"),
     ):

@@ -27,6 +27,10 @@ class CudaBackend {
   Status run(WeightGradientArgs& args) const;
   Status run(BlockNormsArgs& args) const;
 
+  Tensor sum_of_rows(const Rows& rows, ScalarType type) const {
+    return torch_ops::sum_of_rows(rows, type);
+  }
+
   /// torch's current stream of the device.
   cuda::Stream stream() const { return stream_; }
 
