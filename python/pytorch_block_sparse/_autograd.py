@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import BuiltinMethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def needs_grad(x: Tensor, values: Tensor, bias: Tensor | None) -> bool:
 
 #: How `BlockSparseLinear` computes: out_features, activation, allow_tf32, preactivation, dtype. One
 #: argument, since each costs time on the host.
-Form = tuple[int, str, bool, Literal["save", "recompute", "return"], torch.dtype | None]
+Form = tuple[int, str, bool, str, torch.dtype | None]
 
 
 class BlockSparseLinear(torch.autograd.Function):

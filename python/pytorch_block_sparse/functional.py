@@ -105,7 +105,7 @@ def linear_of(
     shape: tuple[int, ...],
     bias: Tensor | None,
     activation: str,
-    preactivation: Preactivation,
+    preactivation: str,
 ) -> Tensor:
     """`linear` for a caller that has the parts of the weight at hand.
 
