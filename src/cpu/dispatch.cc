@@ -34,6 +34,27 @@ const char* refuse_pairs(const Args& args) {
   return refuse_tiles(args);
 }
 
+const char* refuse_all_but_f32(DataType dtype) {
+  return dtype == DataType::f32 ? nullptr : "it multiplies f32";
+}
+
+/// Kernels with the tokens along vectors of `lanes`. Where tiles can run, they are faster if W is
+/// used by many tokens, or if the tokens would leave a quarter of the vectors empty.
+template <int lanes>
+const char* refuse_tokens(const ForwardArgs& args) {
+  if (const char* reason = refuse_all_but_f32(args.dtype)) return reason;
+  if (refuse_tiles(args) != nullptr) return nullptr;
+  if (args.tokens > spmm::most_tokens) return "there are too many tokens";
+  const std::int64_t filled = (args.tokens + lanes - 1) / lanes * lanes;
+  return 4 * args.tokens < 3 * filled ? "there are too few tokens for its vectors" : nullptr;
+}
+
+/// Tiles need no packed W here, so they are at least as fast for any number of tokens.
+const char* refuse_tokens_t(const InputGradientArgs& args) {
+  if (const char* reason = refuse_all_but_f32(args.dtype)) return reason;
+  return refuse_tiles(args) == nullptr ? "tiles can do it" : nullptr;
+}
+
 const char* refuse_decode(const ForwardArgs& args) {
   if (args.tokens > spmm::decode_tokens) return "there are too many tokens";
   return refuse_tiles(args);

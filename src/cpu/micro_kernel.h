@@ -46,7 +46,7 @@ template <class V, int rows, int vectors, class ElementOfA>
 [[gnu::always_inline]] inline void multiply_add(typename V::Float (&c)[rows][vectors],
                                                 const float* b, const ElementOfA& a) {
   typename V::Float row[vectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 12
   for (int j = 0; j < vectors; ++j) row[j] = V::load(b + j * V::lanes);
 #pragma GCC unroll 32
   for (int m = 0; m < rows; ++m) {
@@ -54,7 +54,7 @@ template <class V, int rows, int vectors, class ElementOfA>
       V::accumulate(c[m][0], a(m), row[0]);
     } else {
       const typename V::Float x = V::broadcast(a(m));
-#pragma GCC unroll 2
+#pragma GCC unroll 12
       for (int j = 0; j < vectors; ++j) V::accumulate(c[m][j], x, row[j]);
     }
   }
@@ -120,16 +120,8 @@ void tile(const TileArgs& args) {
 #pragma GCC unroll 32
   for (int m = 0; m < rows; ++m) {
     const float* from = args.start != nullptr ? args.start : args.c + m * args.ldc;
-#pragma GCC unroll 2
+#pragma GCC unroll 12
     for (int j = 0; j < vectors; ++j) c[m][j] = V::load(from + j * V::lanes);
-  }
-  // Rows of C are far apart, so hardware does not foresee that they will be written.
-#pragma GCC unroll 32
-  for (int m = 0; m < rows; ++m) {
-#pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) {
-      __builtin_prefetch(args.c + m * args.ldc + j * V::lanes, 1, 3);
-    }
   }
   const Run* const end = args.runs + args.n_runs;
   for (const Run* run = args.runs; run != end; ++run) {
@@ -141,7 +133,7 @@ void tile(const TileArgs& args) {
   }
 #pragma GCC unroll 32
   for (int m = 0; m < rows; ++m) {
-#pragma GCC unroll 2
+#pragma GCC unroll 12
     for (int j = 0; j < vectors; ++j) V::store(args.c + m * args.ldc + j * V::lanes, c[m][j]);
   }
 }

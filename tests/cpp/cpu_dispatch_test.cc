@@ -77,8 +77,31 @@ TEST(Choice, FewTokensAreDecoded) {
     EXPECT_EQ(chosen<ForwardArgs>(baseline, DataType::f32, 16, 64, tokens), "spmm_reference");
     EXPECT_EQ(chosen<InputGradientArgs>(narrow, DataType::f32, 16, 64, tokens), "spmm_t_avx2_6x16");
   }
-  EXPECT_EQ(chosen<ForwardArgs>(narrow, DataType::f32, 16, 64, 7), "spmm_avx2_6x16");
-  EXPECT_EQ(chosen<ForwardArgs>(wide, DataType::f32, 16, 64, 7), "spmm_avx512_14x32");
+}
+
+TEST(Choice, TokensThatFillVectorsNeedNoPackedW) {
+  for (const std::int64_t tokens : {12, 16, 24, 32}) {
+    EXPECT_EQ(chosen<ForwardArgs>(wide, DataType::f32, 16, 64, tokens), "spmm_tokens_avx512");
+    EXPECT_EQ(chosen<ForwardArgs>(narrow, DataType::f32, 32, 32, tokens), "spmm_tokens_avx2");
+    EXPECT_EQ(chosen<ForwardArgs>(wide, DataType::bf16, 16, 64, tokens), "spmm_avx512_14x32");
+    EXPECT_EQ(chosen<InputGradientArgs>(wide, DataType::f32, 16, 64, tokens),
+              "spmm_t_avx512_14x32");
+  }
+  for (const std::int64_t tokens : {7, 11, 17, 23, 33}) {
+    EXPECT_EQ(chosen<ForwardArgs>(wide, DataType::f32, 16, 64, tokens), "spmm_avx512_14x32");
+  }
+  EXPECT_EQ(chosen<ForwardArgs>(narrow, DataType::f32, 16, 64, 7), "spmm_tokens_avx2");
+  EXPECT_EQ(chosen<ForwardArgs>(narrow, DataType::f32, 16, 64, 9), "spmm_avx2_6x16");
+}
+
+TEST(Choice, OtherBlocksOfFloat32HaveTheTokensAlongVectors) {
+  for (const std::int64_t tokens : {1, 9, 1000}) {
+    EXPECT_EQ(chosen<ForwardArgs>(wide, DataType::f32, 8, 8, tokens), "spmm_tokens_avx512");
+    EXPECT_EQ(chosen<ForwardArgs>(narrow, DataType::f32, 16, 1, tokens), "spmm_tokens_avx2");
+    EXPECT_EQ(chosen<InputGradientArgs>(wide, DataType::f32, 1, 16, tokens),
+              "spmm_t_tokens_avx512");
+    EXPECT_EQ(chosen<InputGradientArgs>(narrow, DataType::f32, 3, 5, tokens), "spmm_t_tokens_avx2");
+  }
 }
 
 TEST(Choice, SixteenBitTypesHaveFastKernels) {
@@ -122,13 +145,13 @@ void expect_reference_for_what_tiles_refuse() {
   const std::string name = reference<Args>().name;
   for (const std::int64_t tokens : {1, 64}) {
     EXPECT_EQ(chosen<Args>(widest, DataType::f64, 32, 32, tokens), name);
-    EXPECT_EQ(chosen<Args>(widest, DataType::f32, 24, 32, tokens), name);
-    EXPECT_EQ(chosen<Args>(widest, DataType::f32, 32, 8, tokens), name);
+    EXPECT_EQ(chosen<Args>(widest, DataType::bf16, 24, 32, tokens), name);
+    EXPECT_EQ(chosen<Args>(widest, DataType::f16, 32, 8, tokens), name);
     EXPECT_EQ(chosen<Args>(widest, DataType::bf16, 1, 1, tokens), name);
   }
 }
 
-TEST(Choice, OtherTypesAndBlocksRunOnTheReference) {
+TEST(Choice, Float64AndOtherBlocksOf16BitsRunOnTheReference) {
   expect_reference_for_what_tiles_refuse<ForwardArgs>();
   expect_reference_for_what_tiles_refuse<InputGradientArgs>();
   expect_reference_for_what_tiles_refuse<WeightGradientArgs>();
@@ -242,9 +265,10 @@ TEST_F(Dispatch, TracesEachRefusalAndTheChoice) {
   const std::string lacks = " refused: this processor lacks its instructions\n";
   EXPECT_EQ(testing::internal::GetCapturedStderr(),
             problem + "spmm_decode_avx512" + lacks + problem + "spmm_amx_32x32" + lacks + problem +
-                "spmm_avx512_bf16_14x32" + lacks + problem + "spmm_avx512_14x32" + lacks + problem +
-                "spmm_decode_avx2" + lacks + problem + "spmm_avx2_6x16" + lacks + problem +
-                "spmm_reference chosen\n");
+                "spmm_avx512_bf16_14x32" + lacks + problem + "spmm_tokens_avx512" + lacks +
+                problem + "spmm_avx512_14x32" + lacks + problem + "spmm_decode_avx2" + lacks +
+                problem + "spmm_tokens_avx2" + lacks + problem + "spmm_avx2_6x16" + lacks +
+                problem + "spmm_reference chosen\n");
 }
 
 TEST_F(Dispatch, AForcedKernelThatCannotRunSaysWhy) {

@@ -18,10 +18,27 @@ using test::Matrix;
 using test::PatternArrays;
 using test::Random;
 
+/// Whether a kernel has the tokens along its vectors: f32, and blocks of any shape.
+template <class Args>
+bool along_tokens(const cpu::Kernel<Args>& kernel) {
+  return std::string(kernel.name).find("_tokens_") != std::string::npos;
+}
+
 /// The types that a kernel must take: one that has instructions for bf16 takes no other.
-std::vector<DataType> types_of(cpu::Features needs) {
-  if ((needs & (cpu::avx512_bf16 | cpu::amx_bf16)) != 0) return {DataType::bf16};
+template <class Args>
+std::vector<DataType> types_of(const cpu::Kernel<Args>& kernel) {
+  if ((kernel.needs & (cpu::avx512_bf16 | cpu::amx_bf16)) != 0) return {DataType::bf16};
+  if (along_tokens(kernel)) return {DataType::f32};
   return {DataType::f32, DataType::bf16, DataType::f16};
+}
+
+/// The blocks that a kernel must take.
+template <class Args>
+std::vector<BlockShape> blocks_of(const cpu::Kernel<Args>& kernel) {
+  // One, two and a few rows have tiles of their own; 33: more rows than a tile.
+  if (along_tokens(kernel)) return {{8, 8}, {16, 1}, {1, 16}, {2, 40}, {5, 3}, {33, 24}};
+  // 48: strips of 32 and 16. 80: more outputs than a group of 64.
+  return {{16, 16}, {32, 32}, {48, 16}, {16, 48}, {80, 16}, {32, 64}};
 }
 
 template <class Args>
@@ -46,8 +63,9 @@ test::Product<Args> product_of(const cpu::Kernel<Args>& kernel) {
   };
 }
 
-/// All that decode kernels take, and around the heights of tiles (6, 12, 14, 28).
-const std::vector<std::int64_t> token_counts = {0, 1, 2, 3, 4, 5, 6, 7, 13, 29, 127, 130};
+/// All that decode kernels take, around the heights of tiles (6, 12, 14, 28) and around the tokens
+/// of one, two and three vectors.
+const std::vector<std::int64_t> token_counts = {0, 1, 2, 3, 4, 5, 6, 7, 13, 29, 33, 127, 130};
 
 using Parameters = std::tuple<std::string, DataType, BlockShape>;
 
@@ -78,10 +96,8 @@ std::vector<Parameters> all_parameters() {
   std::vector<Parameters> out;
   for (const auto& kernel : cpu::kernels<Args>()) {
     if (kernel.needs == 0) continue;  // the reference has tests of its own
-    for (const DataType type : types_of(kernel.needs)) {
-      // 48: strips of 32 and 16. 80: more outputs than a group of 64.
-      for (const BlockShape block :
-           {BlockShape{16, 16}, {32, 32}, {48, 16}, {16, 48}, {80, 16}, {32, 64}}) {
+    for (const DataType type : types_of(kernel)) {
+      for (const BlockShape block : blocks_of(kernel)) {
         out.emplace_back(kernel.name, type, block);
       }
     }
@@ -110,6 +126,22 @@ TEST_P(ForwardKernels, AgreeWithTheExactProduct) {
   test::check_forward(product(), type(), block(), token_counts);
 }
 
+/// Where tiles could run as well.
+TEST(TokensAlongVectors, ServeFewTokensOfBlocksOf16) {
+  for (const auto& kernel : cpu::kernels<cpu::ForwardArgs>()) {
+    if (!along_tokens(kernel) || (kernel.needs & ~cpu::detected_features()) != 0) continue;
+    SCOPED_TRACE(kernel.name);
+    for (const BlockShape block : {BlockShape{16, 32}, {48, 16}}) {
+      test::check_forward(
+          [&](const auto& args, const auto& executor) {
+            EXPECT_EQ(kernel.refuse(args), nullptr);
+            return kernel.run(args, executor);
+          },
+          DataType::f32, block, {12, 16, 29, 32});
+    }
+  }
+}
+
 TEST_P(ForwardKernels, ApplyTheActivationToTheUnroundedSum) {
   const auto [h, w] = block();
   for (const std::int64_t tokens : {5, 15}) {
@@ -129,13 +161,14 @@ TEST_P(BlockNormsKernels, AgreeWithTheExactProduct) {
   test::check_block_norms(product(), type(), block(), {0, 1, 7, 130});
 }
 
-/// Calls body(product, type) for each kernel that this processor can run.
+/// Calls body(product, type) for each kernel for blocks of 16 that this processor can run.
 template <class Args, class Body>
 void for_each_kernel(const Body& body) {
   for (const auto& kernel : cpu::kernels<Args>()) {
     if (kernel.needs == 0 || (kernel.needs & ~cpu::detected_features()) != 0) continue;
+    if (along_tokens(kernel)) continue;
     SCOPED_TRACE(kernel.name);
-    body(product_of(kernel), types_of(kernel.needs).front());
+    body(product_of(kernel), types_of(kernel).front());
   }
 }
 
@@ -176,21 +209,27 @@ void expect_all_close(const Args& args, Matrix& result, const std::vector<test::
   }
 }
 
-/// More than the tiles hold packed at a time, of W (2^20 elements) and of tokens (2^16).
-TEST(LargeProducts, AreMadeOfSeveralPackedParts) {
+void expect_exact_products(const test::Shape& shape, DataType type, std::int64_t tokens) {
   Random random(9);
-  const PatternArrays pattern = test::random_pattern({1361, 1043, 16, 16}, 1.0, 1, random);
-  for (const DataType type : {DataType::f32, DataType::bf16}) {
-    const Matrix x = test::random_matrix(type, 70, 1043, random);
-    const Matrix dy = test::random_matrix(type, 70, 1361, random);
-    const Matrix values = test::random_values(type, pattern, random);
-    Matrix y(type, 70, 1361, 1361);
-    Matrix dx(type, 70, 1043, 1043);
-    expect_all_close(test::forward_args(pattern, x, values, nullptr, Activation::none, nullptr, &y),
-                     y, test::exact_forward(pattern, x, values, nullptr));
-    expect_all_close(test::input_gradient_args(pattern, dy, values, &dx), dx,
-                     test::exact_input_gradient(pattern, dy, values));
-  }
+  const PatternArrays pattern = test::random_pattern(shape, 1.0, 1, random);
+  const Matrix x = test::random_matrix(type, tokens, shape.cols, random);
+  const Matrix dy = test::random_matrix(type, tokens, shape.rows, random);
+  const Matrix values = test::random_values(type, pattern, random);
+  Matrix y(type, tokens, shape.rows, shape.rows);
+  Matrix dx(type, tokens, shape.cols, shape.cols);
+  expect_all_close(test::forward_args(pattern, x, values, nullptr, Activation::none, nullptr, &y),
+                   y, test::exact_forward(pattern, x, values, nullptr));
+  expect_all_close(test::input_gradient_args(pattern, dy, values, &dx), dx,
+                   test::exact_input_gradient(pattern, dy, values));
+}
+
+/// More than is packed at a time: of W 2^20 elements, of tokens 2^16; 2^17 with tokens along
+/// vectors, which take two vectors instead of three where there are many features.
+TEST(LargeProducts, AreMadeOfSeveralPackedParts) {
+  expect_exact_products({1361, 1043, 16, 16}, DataType::f32, 70);
+  expect_exact_products({1361, 1043, 16, 16}, DataType::bf16, 70);
+  expect_exact_products({99, 1043, 8, 8}, DataType::f32, 150);
+  expect_exact_products({5500, 41, 8, 8}, DataType::f32, 50);
 }
 
 /// The bits of `result` after run(executor), the same for every number of threads.

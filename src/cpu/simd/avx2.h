@@ -20,6 +20,8 @@ struct Avx2 {
   /// cycles, 2 a cycle).
   static constexpr int rows_of_two = 6;
   static constexpr int rows_of_one = 12;
+  /// Of a tile with three or more vectors, each in a register of its own.
+  static constexpr int accumulators = 12;
   /// Tokens of a tile of dot products, times 4 outputs: 12 accumulators.
   static constexpr int dot_tokens = 3;
 

@@ -16,6 +16,8 @@ struct Avx512 {
   /// 28 accumulators, up to 2 vectors and 1 broadcast of 32 registers.
   static constexpr int rows_of_two = 14;
   static constexpr int rows_of_one = 28;
+  /// Of a tile with three or more vectors, each in a register of its own.
+  static constexpr int accumulators = 24;
   /// 24 accumulators, 6 vectors of tokens and 1 of W.
   static constexpr int dot_tokens = 6;
 

@@ -19,6 +19,7 @@ struct Cursor {
 };
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 /// bias[output] to bias[output + valid] as floats, zeros behind up to `width`, a
 /// multiple of 16.

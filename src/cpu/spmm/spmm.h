@@ -46,6 +46,9 @@ struct Operands {
 /// tokens .9-1.2, 6 tokens 1-1.4, 7 or 8 tokens .8-1.1, 16 tokens .6-.8.
 constexpr std::int64_t decode_tokens = 6;
 
+/// The largest number of tokens for which tokens along the vectors are faster than tiles where both
+/// can run: W is not packed for them.
+constexpr std::int64_t most_tokens = 32;
 constexpr std::int64_t all_tokens = std::int64_t{1} << 62;
 
 /// What the cut of a product for several threads goes by.
@@ -55,6 +58,7 @@ struct Costs {
   std::int64_t tile;  // tokens of a tile: fewer take as long
 };
 constexpr Costs register_costs = {4, 3, 6};
+constexpr Costs token_costs = {0, 8, 16};  // A is transposed, W stays where it is
 
 /// What one instruction set offers.
 struct Kernels {
@@ -79,5 +83,7 @@ extern const Kernels avx512_bf16_kernels;
 extern const Kernels amx_kernels;
 extern const Kernels avx2_decode_kernels;  // forward of up to decode_tokens
 extern const Kernels avx512_decode_kernels;
+extern const Kernels avx2_tokens_kernels;  // f32
+extern const Kernels avx512_tokens_kernels;
 
 }  // namespace block_sparse::cpu::spmm

@@ -27,8 +27,6 @@ constexpr std::int64_t panel_tokens = 1024;
 /// Blocks that are listed at a time, where W is not packed.
 constexpr std::int64_t listed_blocks = 64 * 1024;
 
-constexpr std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-
 /// How the work of a thread is cut.
 template <class V>
 struct Blocking {
@@ -221,6 +219,12 @@ class Multiplication {
       } else {
         args.c = c_;
         args.ldc = width;
+      }
+      // Rows of y are far apart, so hardware does not foresee that they will be written.
+      for (std::int64_t m = 0; m < part.end - part.begin; ++m) {
+        for (std::int64_t i = 0; i < width; i += chunk) {
+          __builtin_prefetch(args.c + m * args.ldc + i, 1, 3);
+        }
       }
       if (width == 2 * V::lanes) {
         Pair::run(part.end - part.begin, args);
