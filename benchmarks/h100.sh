@@ -6,8 +6,9 @@
 #   benchmarks/h100.sh join DIR       joins what is in DIR: benchmarks/results/h100*.json and pictures
 #
 # PYTHON=… is a Python that finds the package with its CUDA backend (python3 unless told). Where that
-# is no git checkout, BLOCK_SPARSE_COMMIT=… names the commit for the JSON. A part that fails does not
-# keep the others from being measured.
+# is no git checkout, BLOCK_SPARSE_COMMIT=… names the commit for the JSON. OPTIONS=… goes to every
+# part after its own options, which it overrides: OPTIONS="--seconds .04 --peers none" for less than
+# half of the time. A part that fails does not keep the others from being measured.
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -18,8 +19,10 @@ alone=(uneven float16 tf32 float32)
 
 # bench NAME OPTIONS…: one run, into $out/NAME.json
 bench() {
+  local extra
+  eval "extra=(${OPTIONS:-})"  # which may quote the name of a peer
   timeout -k 5 100 "$python" -m pytorch_block_sparse bench --device cuda --json "$out/$1.json" \
-    "${@:2}"
+    "${@:2}" "${extra[@]}"
 }
 
 measure() {
@@ -30,8 +33,8 @@ measure() {
     square) bench "$1" --shapes 4096x4096 --peers "plain Triton,STK" ;;
     small) bench "$1" --shapes 768x3072 --peers "plain Triton,STK" ;;
     decode)
-      bench "$1" --shapes 4096x14336,8192x28672 --tokens 1,4,16,64 --blocks 128,64,32 \
-        --densities .5,.1 --peers "plain Triton"
+      bench "$1" --shapes 4096x14336,8192x28672 --tokens 1,4,16,64 \
+        --blocks 128,32,16 --densities .5,.1 --peers "plain Triton"
       ;;
     uneven)
       bench "$1" --shapes 4096x14336 --densities .5,.1 --peers none --products "$products" \
@@ -71,7 +74,7 @@ join() {
 case ${1:-} in
   list) printf '%s\n' "${parts[@]}" ;;
   join) join "$2" ;;
-  "") sed -n '2,10s/^# \?//p' "$0" ;;
+  "") sed -n '2,12s/^# \?//p' "$0" ;;
   *)
     out=${*: -1}
     mkdir -p "$out"
