@@ -13,6 +13,7 @@
 #include "cuda/sm80/sddmm/sddmm.h"
 #include "cuda/sm80/spmm/spmm.h"
 #include "cuda/sm90/cells/cells.h"
+#include "cuda/sm90/lists/lists.h"
 #include "cuda/sm90/sddmm/sddmm.h"
 #include "cuda/sm90/spmm/spmm.h"
 
@@ -51,11 +52,14 @@ const char* needs_ampere(const Device& device) {
 /// and 2.8, forward 2.1 and 3.2 instead of 2.6 and 4.0.
 const char* slower_than_portable(const SpmmProblem& p) {
   const bool input_gradient = p.stride_m == 1;
-  const bool few = p.height == 32 && sm80::spmm::density_bound(p) < 0.15;
+  const bool few = p.height == 32 && generic::density_bound(p) < 0.15;
   return input_gradient && few && sm80::spmm::refusal(p) == nullptr
              ? "sm80_spmm is faster for the input gradient of few blocks of 32"
              : nullptr;
 }
+
+/// Its results were compared with cuBLAS's on an H100, but its tests have not run there.
+const char* lists_not_proved(const SpmmProblem&) { return "not proved on a GPU yet"; }
 
 constexpr Kernel<SpmmProblem> kSpmm[] = {
     {"sm80_decode",
@@ -70,6 +74,12 @@ constexpr Kernel<SpmmProblem> kSpmm[] = {
        return why != nullptr ? why : sm80::decode::refusal_f32(p);
      },
      sm80::decode::run_f32, nullptr},
+    {"sm90_lists",
+     [](const SpmmProblem& p, const Device& d) {
+       const char* why = needs_hopper(d);
+       return why != nullptr ? why : sm90::lists::refusal(p);
+     },
+     sm90::lists::run, nullptr, lists_not_proved},
     {"sm90_spmm",
      [](const SpmmProblem& p, const Device& d) {
        const char* why = needs_hopper(d);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "cuda/sm80/spmm/spmm.h"
+#include "cuda/sm90/lists/lists.h"
 
 namespace block_sparse::cuda::sm80::spmm {
 namespace {
@@ -36,3 +37,39 @@ TEST(Choice, IsPrinted) {
 
 }  // namespace
 }  // namespace block_sparse::cuda::sm80::spmm
+
+namespace block_sparse::cuda::sm90::lists {
+namespace {
+
+generic::SpmmProblem problem(std::int64_t block, double density) {
+  generic::SpmmProblem p{};
+  p.dtype = DataType::bf16;
+  p.height = p.width = block;
+  p.out = p.in = 2048;
+  p.tokens = 1024;
+  p.ldx = p.ldy = 2048;
+  p.slots = static_cast<std::int64_t>(density * static_cast<double>(p.out / block * p.in / block));
+  return p;
+}
+
+TEST(Lists, TakeSmallSquareBlocks) {
+  EXPECT_EQ(refusal(problem(16, 0.1)), nullptr);
+  EXPECT_EQ(refusal(problem(32, 0.1)), nullptr);
+  EXPECT_STREQ(refusal(problem(64, 0.1)), "the blocks are not 16 x 16 or 32 x 32");
+  generic::SpmmProblem p = problem(32, 0.1);
+  p.dtype = DataType::f32;
+  EXPECT_STREQ(refusal(p), "not a 16-bit type");
+  p = problem(32, 0.1);
+  p.ldx = 2049;
+  EXPECT_STREQ(refusal(p), "a row stride is not a multiple of 16 bytes");
+}
+
+TEST(Lists, GiveXMoreRoomTheFewerBlocksThereAre) {
+  EXPECT_EQ(stages_of(problem(32, 0.5)), 3);
+  EXPECT_EQ(stages_of(problem(32, 0.1)), 4);
+  EXPECT_EQ(stages_of(problem(32, 0.05)), 5);
+  EXPECT_EQ(stages_of(problem(16, 0.05)), 4);
+}
+
+}  // namespace
+}  // namespace block_sparse::cuda::sm90::lists

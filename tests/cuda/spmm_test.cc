@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "layer.h"
+#include "lists_cases.h"
 
 namespace block_sparse::cuda::test {
 namespace {
@@ -317,6 +318,13 @@ INSTANTIATE_TEST_SUITE_P(Portable, Spmm, testing::ValuesIn(portable_cases()));
 INSTANTIATE_TEST_SUITE_P(Sm90, Spmm, testing::ValuesIn(sm90_cases()));
 INSTANTIATE_TEST_SUITE_P(Decode, Spmm, testing::ValuesIn(decode_cases()));
 
+std::vector<SpmmCase> on_lists() {
+  std::vector<SpmmCase> cases;
+  for (const LayerCase& layer : lists_cases()) cases.push_back({layer, "sm90_lists"});
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(Lists, Spmm, testing::ValuesIn(on_lists()));
+
 /// As many tokens as the test asks for, where the kernel takes them.
 std::int64_t tokens_for(const std::string& kernel, std::int64_t wanted) {
   return kernel.starts_with("sm80_decode") ? std::min<std::int64_t>(wanted, 50) : wanted;
@@ -326,10 +334,11 @@ class Fused : public testing::TestWithParam<std::tuple<std::string, Activation>>
 
 TEST_P(Fused, BiasActivationAndPreactivation) {
   const auto& [kernel, activation] = GetParam();
+  const std::int64_t block = kernel == "sm90_lists" ? 32 : 64;  // only takes low ones
   const Layer l({.out = 192,
                  .in = 256,
-                 .block_height = 64,
-                 .block_width = 64,
+                 .block_height = block,
+                 .block_width = block,
                  .tokens = tokens_for(kernel, 200)},
                 3);
   const DeviceLayer d(l);
@@ -370,11 +379,12 @@ TEST_P(Fused, WithoutBiasAndPlan) {
                DataType::f32);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Kernels, Fused,
-    testing::Combine(testing::Values("generic_spmm", "sm80_spmm", "sm90_spmm", "sm80_decode"),
-                     testing::Values(Activation::none, Activation::relu, Activation::gelu,
-                                     Activation::gelu_tanh, Activation::silu)));
+INSTANTIATE_TEST_SUITE_P(Kernels, Fused,
+                         testing::Combine(testing::Values("generic_spmm", "sm80_spmm", "sm90_lists",
+                                                          "sm90_spmm", "sm80_decode"),
+                                          testing::Values(Activation::none, Activation::relu,
+                                                          Activation::gelu, Activation::gelu_tanh,
+                                                          Activation::silu)));
 
 TEST(SpmmDispatch, RefusesAForcedKernelInASentence) {
   const Layer l({.out = 50, .in = 70, .block_height = 16, .block_width = 24}, 5);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
+
 #include "block_sparse/cuda.h"
 #include "cuda/plan.h"
 
@@ -29,6 +31,11 @@ struct SpmmProblem {
   void* y;
   std::int64_t ldy;
 };
+/// The density if every slot holds a block; how many do, only the device knows.
+inline double density_bound(const SpmmProblem& p) {
+  return static_cast<double>(p.slots) * static_cast<double>(p.height * p.width) /
+         std::max(static_cast<double>(p.out) * static_cast<double>(p.in), 1.0);
+}
 SpmmProblem problem_of(const ForwardArgs& args);
 SpmmProblem problem_of(const InputGradientArgs& args);
 

@@ -9,6 +9,12 @@ __device__ __forceinline__ std::uint32_t shared_address(const void* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// The same value, which the compiler keeps in a register instead of finding it again.
+__device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 __device__ __forceinline__ void barrier_init(std::uint64_t* barrier, unsigned arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
                "r"(arrivals)
@@ -20,9 +26,11 @@ __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
-               : "memory");
+  barrier_arrive(shared_address(barrier));
 }
 
 /// Arrives at the barrier at the same place in CTA `rank` of the cluster. It
@@ -39,6 +47,19 @@ __device__ __forceinline__ void barrier_arrive_cluster(std::uint64_t* barrier, u
       : "memory");
 }
 
+/// The address, in the cluster, of what CTA `rank` of it has at the place of `pointer`.
+__device__ __forceinline__ std::uint32_t cluster_address(const void* pointer, unsigned rank) {
+  std::uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(pointer)), "r"(rank));
+  return address;
+}
+/// As `barrier_arrive_cluster`, at an address from `cluster_address`.
+__device__ __forceinline__ void barrier_arrive_at(std::uint32_t address) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+}
+
 /// Announces bytes of asynchronous copies without arriving.
 __device__ __forceinline__ void barrier_expect(std::uint64_t* barrier, unsigned bytes) {
   asm volatile(
@@ -48,15 +69,16 @@ __device__ __forceinline__ void barrier_expect(std::uint64_t* barrier, unsigned 
 }
 
 /// Arrives and announces bytes of asynchronous copies.
+__device__ __forceinline__ void barrier_arrive_expect(std::uint32_t barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
 __device__ __forceinline__ void barrier_arrive_expect(std::uint64_t* barrier, unsigned bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes)
-      : "memory");
+  barrier_arrive_expect(shared_address(barrier), bytes);
 }
 
 /// Waits for the completion of the phase of this parity.
-__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
+__device__ __forceinline__ void barrier_wait(std::uint32_t barrier, unsigned parity) {
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -65,9 +87,27 @@ __device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned pa
       "@done bra finished;\n"
       "bra again;\n"
       "finished:\n"
-      "}" ::"r"(shared_address(barrier)),
+      "}" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+__device__ __forceinline__ void barrier_wait(std::uint64_t* barrier, unsigned parity) {
+  barrier_wait(shared_address(barrier), parity);
+}
+
+/// Whether the phase of this parity is complete, without waiting for it.
+__device__ __forceinline__ bool barrier_test(std::uint64_t* barrier, unsigned parity) {
+  unsigned done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 
 /// A position in a ring of `Stages` barriers and the parity of its phase.

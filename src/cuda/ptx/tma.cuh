@@ -10,24 +10,33 @@ namespace block_sparse::cuda::ptx {
 
 /// Loads the box at (row, col); its bytes count down `barrier`. Outside the
 /// matrix it reads zeros.
-__device__ __forceinline__ void load_box(const CUtensorMap* map, void* to, std::uint64_t* barrier,
-                                         int row, int col) {
+__device__ __forceinline__ void load_box(const CUtensorMap* map, std::uint32_t to,
+                                         std::uint32_t barrier, int row, int col) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
-      "l"(map), "r"(col), "r"(row), "r"(shared_address(barrier))
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(map), "r"(col), "r"(row), "r"(barrier)
       : "memory");
+}
+__device__ __forceinline__ void load_box(const CUtensorMap* map, void* to, std::uint64_t* barrier,
+                                         int row, int col) {
+  load_box(map, shared_address(to), shared_address(barrier), row, col);
 }
 
 /// The same into every CTA of `mask` in the cluster, at the same place there.
-__device__ __forceinline__ void load_box_multicast(const CUtensorMap* map, void* to,
-                                                   std::uint64_t* barrier, int row, int col,
+__device__ __forceinline__ void load_box_multicast(const CUtensorMap* map, std::uint32_t to,
+                                                   std::uint32_t barrier, int row, int col,
                                                    unsigned short mask) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
-      "l"(map), "r"(col), "r"(row), "r"(shared_address(barrier)), "h"(mask)
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(col), "r"(row), "r"(barrier), "h"(mask)
       : "memory");
+}
+__device__ __forceinline__ void load_box_multicast(const CUtensorMap* map, void* to,
+                                                   std::uint64_t* barrier, int row, int col,
+                                                   unsigned short mask) {
+  load_box_multicast(map, shared_address(to), shared_address(barrier), row, col, mask);
 }
 
 }  // namespace block_sparse::cuda::ptx

@@ -21,6 +21,11 @@ __device__ __forceinline__ void wgmma_fence(float (&d)[N]) {
 __device__ __forceinline__ void wgmma_begin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
+/// Lets what was written to shared memory other than by the copy engine, and can be
+/// seen by this thread, be read by its wgmmas.
+__device__ __forceinline__ void wgmma_see_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -40,8 +45,15 @@ __device__ __forceinline__ std::uint64_t operand(std::uint32_t address, std::uin
          std::uint64_t(RowBytes * 8 >> 4) << 32 | kSwizzle << 62;
 }
 
+/// The same operand `bytes` further on, a multiple of 16: one addition of 32 bits.
+__device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::uint32_t bytes) {
+  const std::uint32_t low = static_cast<std::uint32_t>(operand) + (bytes >> 4);
+  return (operand >> 32) << 32 | low;
+}
+
 // The operands of D as asm statements want them: names, and the registers behind them.
-#define BLOCK_SPARSE_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BLOCK_SPARSE_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define BLOCK_SPARSE_NAMES_16 BLOCK_SPARSE_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define BLOCK_SPARSE_NAMES_32 \
   BLOCK_SPARSE_NAMES_16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -101,6 +113,10 @@ template <class T, int N>
 struct Wgmma;
 
 template <class T>
+struct Wgmma<T, 16> {
+  BLOCK_SPARSE_WGMMA_SHARED(16, 8, "%8, %9, 1, 1, 1, %10, %11;")
+};
+template <class T>
 struct Wgmma<T, 32> {
   BLOCK_SPARSE_WGMMA_SHARED(32, 16, "%16, %17, 1, 1, 1, %18, %19;")
 };
@@ -131,5 +147,6 @@ struct Wgmma<T, 256> {
 #undef BLOCK_SPARSE_NAMES_64
 #undef BLOCK_SPARSE_NAMES_32
 #undef BLOCK_SPARSE_NAMES_16
+#undef BLOCK_SPARSE_NAMES_8
 
 }  // namespace block_sparse::cuda::ptx

@@ -26,11 +26,6 @@ const char* refusal(const SpmmProblem& p) {
   return nullptr;
 }
 
-double density_bound(const SpmmProblem& p) {
-  return static_cast<double>(p.slots) * static_cast<double>(p.height * p.width) /
-         std::max(static_cast<double>(p.out) * static_cast<double>(p.in), 1.0);
-}
-
 Choice choose(const SpmmProblem& p) {
   if (p.dtype == DataType::f32) {
     return {p.allow_tf32 ? Choice::Math::tf32 : Choice::Math::ffma, 1};

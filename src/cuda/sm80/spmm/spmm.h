@@ -13,9 +13,6 @@ namespace block_sparse::cuda::sm80::spmm {
 const char* refusal(const generic::SpmmProblem& problem);
 Status run(const generic::SpmmProblem& problem, Stream stream);
 
-/// The density if every slot holds a block; how many do, only the device knows.
-double density_bound(const generic::SpmmProblem& problem);
-
 /// How a problem is cut up.
 struct Choice {
   enum class Math { mma16, tf32, ffma } math;
