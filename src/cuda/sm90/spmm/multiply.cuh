@@ -28,14 +28,15 @@ struct Multiplier {
   /// lanes that do not arrive have finished their reads, too.
   __device__ void release(int stage) const {
     __syncwarp();
-    if (lane == static_cast<int>(ptx::cluster_rank())) {
+    if (lane == 0) {
       ptx::barrier_arrive(&shared.empty[stage]);
     } else if (lane < kCluster) {
-      ptx::barrier_arrive_cluster(&shared.empty[stage], lane);
+      ptx::barrier_arrive_cluster(&shared.empty[stage], (ptx::cluster_rank() + lane) % kCluster);
     }
   }
 
-  /// What a stage holds, the same in all lanes.
+  /// What a stage holds, the same in all lanes. Only the lane that tells this CTA of the
+  /// release reads it, as racecheck follows no other to the barrier.
   struct Present {
     unsigned words[(C::kParts + 1) / 2];  // two parts each
     __device__ __forceinline__ unsigned part(int i) const {
@@ -47,7 +48,7 @@ struct Multiplier {
     Present present;
 #pragma unroll
     for (int i = 0; i < (C::kParts + 1) / 2; ++i) {
-      present.words[i] = __shfl_sync(~0u, from[i], 0);
+      present.words[i] = __shfl_sync(~0u, lane == 0 ? from[i] : 0, 0);
     }
     return present;
   }
