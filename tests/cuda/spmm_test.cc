@@ -191,10 +191,18 @@ std::vector<SpmmCase> sm90_cases() {
   return cases;
 }
 
+/// How a kernel sees its operands.
+struct Arithmetic {
+  DataType type;
+  bool tf32;
+};
+constexpr Arithmetic kArithmetic[] = {
+    {DataType::bf16, false}, {DataType::f16, false}, {DataType::f32, true}, {DataType::f32, false}};
+
 std::vector<SpmmCase> decode_cases() {
   std::vector<SpmmCase> cases;
-  for (const DataType type : {DataType::bf16, DataType::f16, DataType::f32}) {
-    const char* kernel = type == DataType::f32 ? "sm80_decode_f32" : "sm80_decode";
+  for (const auto& [type, tf32] : kArithmetic) {
+    const char* kernel = type == DataType::f32 && !tf32 ? "sm80_decode_f32" : "sm80_decode";
     for (const std::int64_t height : {16, 32, 64, 128}) {
       for (const std::int64_t width : {16, 32, 64, 128}) {
         // Every number of token tiles, whole and not; the odd ones with strides.
@@ -206,7 +214,8 @@ std::vector<SpmmCase> decode_cases() {
                             .density = 0.4,
                             .tokens = tokens,
                             .dtype = type,
-                            .gap = tokens % 2 * 8},
+                            .gap = tokens % 2 * 8,
+                            .tf32 = tf32},
                            kernel});
         }
       }
@@ -218,7 +227,8 @@ std::vector<SpmmCase> decode_cases() {
                           .density = 0.3,
                           .tokens = 20,
                           .dtype = type,
-                          .fill = fill},
+                          .fill = fill,
+                          .tf32 = tf32},
                          kernel});
       }
       // More K than one round of the warps takes.
@@ -228,20 +238,13 @@ std::vector<SpmmCase> decode_cases() {
                         .block_width = height,
                         .density = 1.0,
                         .tokens = 33,
-                        .dtype = type},
+                        .dtype = type,
+                        .tf32 = tf32},
                        kernel});
     }
   }
   return cases;
 }
-
-/// How a kernel of the portable family sees its operands.
-struct Arithmetic {
-  DataType type;
-  bool tf32;
-};
-constexpr Arithmetic kArithmetic[] = {
-    {DataType::bf16, false}, {DataType::f16, false}, {DataType::f32, true}, {DataType::f32, false}};
 
 std::vector<SpmmCase> portable_cases() {
   std::vector<SpmmCase> cases;
@@ -423,6 +426,11 @@ TEST(SpmmDispatch, TheFastestKernelIsChosen) {
   EXPECT_EQ(chosen(c), "sm80_decode");
   c.dtype = DataType::f32;
   EXPECT_EQ(chosen(c), "sm80_decode_f32");
+  c.tf32 = true;
+  EXPECT_EQ(chosen(c), "sm80_decode");
+  c.tokens = 8;
+  EXPECT_EQ(chosen(c), "sm80_decode_f32");
+  c.tf32 = false;
   c.tokens = 128;
   EXPECT_EQ(chosen(c), "sm80_spmm");
   c.dtype = DataType::f64;
@@ -518,7 +526,8 @@ INSTANTIATE_TEST_SUITE_P(Portable, FusedF32,
                          testing::Combine(testing::Values("sm80_spmm"), testing::Bool(),
                                           testing::Values(16, 32, 64, 128)));
 INSTANTIATE_TEST_SUITE_P(Decode, FusedF32,
-                         testing::Values(std::tuple("sm80_decode_f32", false, 64)));
+                         testing::Values(std::tuple("sm80_decode_f32", false, 64),
+                                         std::tuple("sm80_decode", true, 32)));
 
 TEST(SpmmDispatch, NoSlotsGiveTheBias) {
   const Layer l({.out = 128, .in = 128, .tokens = 9, .fill = Fill::empty, .spare_slots = 0}, 9);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <bit>
 
-#include "cuda/common/device.h"
+#include "cuda/common/launch.h"
 #include "cuda/epilogue/activation.cuh"
+#include "cuda/ptx/launch.cuh"
 #include "cuda/sm80/decode/decode.h"
 
 namespace block_sparse::cuda::sm80::decode {
@@ -36,6 +37,7 @@ __global__ void __launch_bounds__(kThreads) kernel(const SpmmProblem p, int log_
   const int m0 = static_cast<int>(blockIdx.x) % strips * kOuts;
   const int token0 = static_cast<int>(blockIdx.y) * Tokens;
   const int tokens = min(Tokens, static_cast<int>(p.tokens) - token0);
+  ptx::wait_for_kernels_before();
   const int begin = p.lines.pointers[line];
   const int end = p.lines.pointers[line + 1];
   const int k_end = (end - begin) << log_width;
@@ -68,6 +70,7 @@ __global__ void __launch_bounds__(kThreads) kernel(const SpmmProblem p, int log_
       }
     }
   }
+  ptx::allow_next_kernel();  // not earlier, as in decode.cu
 #pragma unroll
   for (int t = 0; t < Tokens; ++t) {
 #pragma unroll
@@ -101,8 +104,10 @@ Status launch(const SpmmProblem& p, Stream stream) {
                   static_cast<unsigned>((p.tokens + Tokens - 1) / Tokens));
   const int log_width = std::countr_zero(static_cast<unsigned>(p.width));
   const auto function = p.stride_k == 1 ? kernel<Tokens, true> : kernel<Tokens, false>;
-  function<<<grid, kThreads, 0, stream>>>(p, log_width);
-  return to_status(cudaGetLastError(), "launching the f32 decode kernel");
+  Device device;
+  if (Status s = current_device(&device); !s.ok()) return s;
+  return DependentLaunch(device, grid, kThreads, 0, stream)("launching the f32 decode kernel",
+                                                            function, p, log_width);
 }
 
 }  // namespace
