@@ -49,8 +49,9 @@ const char* refuse_tokens(const ForwardArgs& args) {
   return 4 * args.tokens < 3 * filled ? "there are too few tokens for its vectors" : nullptr;
 }
 
-/// Tiles need no packed W here, so they are at least as fast for any number of tokens.
-const char* refuse_tokens_t(const InputGradientArgs& args) {
+/// In the gradients tiles need no packed W, so they are at least as fast for any number of tokens.
+template <class Args>
+const char* refuse_beside_tiles(const Args& args) {
   if (const char* reason = refuse_all_but_f32(args.dtype)) return reason;
   return refuse_tiles(args) == nullptr ? "tiles can do it" : nullptr;
 }

@@ -101,6 +101,12 @@ TEST(Choice, OtherBlocksOfFloat32HaveTheTokensAlongVectors) {
     EXPECT_EQ(chosen<InputGradientArgs>(wide, DataType::f32, 1, 16, tokens),
               "spmm_t_tokens_avx512");
     EXPECT_EQ(chosen<InputGradientArgs>(narrow, DataType::f32, 3, 5, tokens), "spmm_t_tokens_avx2");
+    EXPECT_EQ(chosen<WeightGradientArgs>(wide, DataType::f32, 8, 8, tokens), "sddmm_tokens_avx512");
+    EXPECT_EQ(chosen<WeightGradientArgs>(narrow, DataType::f32, 1, 1, tokens), "sddmm_tokens_avx2");
+    EXPECT_EQ(chosen<BlockNormsArgs>(wide, DataType::f32, 16, 8, tokens),
+              "block_norms_tokens_avx512");
+    EXPECT_EQ(chosen<BlockNormsArgs>(narrow, DataType::f32, 8, 8, tokens),
+              "block_norms_tokens_avx2");
   }
 }
 

@@ -161,6 +161,16 @@ TEST_P(BlockNormsKernels, AgreeWithTheExactProduct) {
   test::check_block_norms(product(), type(), block(), {0, 1, 7, 130});
 }
 
+/// More tokens than are packed at a time.
+TEST(TokensAlongVectors, AddUpChunksOfTheWeightGradient) {
+  for (const auto& kernel : cpu::kernels<cpu::WeightGradientArgs>()) {
+    if (!along_tokens(kernel) || (kernel.needs & ~cpu::detected_features()) != 0) continue;
+    SCOPED_TRACE(kernel.name);
+    test::check_weight_gradient(product_of(kernel), DataType::f32, {8, 8}, {1100});
+    test::check_weight_gradient(product_of(kernel), DataType::f32, {16, 1}, {800});
+  }
+}
+
 /// Calls body(product, type) for each kernel for blocks of 16 that this processor can run.
 template <class Args, class Body>
 void for_each_kernel(const Body& body) {

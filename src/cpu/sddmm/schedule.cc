@@ -40,8 +40,7 @@ Status accumulate(Operands op, const Args& args, Range blocks, bool start_from_z
                   const Kernels& kernels, const Executor& all_threads, const Finish& finish) {
   const std::int64_t n = blocks.end - blocks.begin;
   const std::int64_t tokens = args.tokens;
-  // Strips are whole vectors: the last may stick out of x by a vector of 16 and the block by 16.
-  const std::int64_t width = (op.cols + 15) / 16 * 16 + 16;
+  const std::int64_t width = op.packed_width();
   const std::int64_t pass = std::min(tokens, std::max<std::int64_t>(64, packed_elements / width));
   const auto depth_of = [&](std::int64_t count) {
     return (count + kernels.token_unit - 1) / kernels.token_unit * kernels.token_unit /

@@ -16,8 +16,8 @@ struct Operands {
   DataType dtype;  // of dy and x
   std::int64_t rows;
   std::int64_t cols;
-  std::int64_t block_height;  // a multiple of 16
-  std::int64_t block_width;   // a multiple of 16
+  std::int64_t block_height;  // a multiple of 16 for tiles
+  std::int64_t block_width;   // the same
 
   // Block i of BSR order; null for all blocks of the grid, row by row.
   const std::int32_t* crow_indices;
@@ -34,12 +34,28 @@ struct Operands {
   std::int64_t lddy;
   const void* x;
   std::int64_t ldx;
-  float* packed_x;     // x in strips of (depth, strip width), zeros behind cols
+  float* packed_x;     // x as the kernels pack it, packed_width() words for each of depth
   std::int64_t depth;  // words that a pass takes: see Kernels
   bool start_from_zero;
 
   std::int64_t block_rows() const { return (rows + block_height - 1) / block_height; }
   std::int64_t block_cols() const { return (cols + block_width - 1) / block_width; }
+  /// Strips of x are whole vectors: the last may stick out by a vector of 16 and the block by 16.
+  std::int64_t packed_width() const { return (cols + 15) / 16 * 16 + 16; }
+  /// The first block of a row.
+  std::int64_t pointer(std::int64_t row) const {
+    return crow_indices == nullptr ? row * block_cols() : crow_indices[row];
+  }
+  /// The row of a block: the last whose pointer is not behind it.
+  std::int64_t row_of(std::int64_t block) const {
+    std::int64_t row = 0;
+    std::int64_t end = block_rows();
+    while (end - row > 1) {
+      const std::int64_t middle = (row + end) / 2;
+      (pointer(middle) <= block ? row : end) = middle;
+    }
+    return row;
+  }
   float* accumulators(std::int64_t block) const {
     const std::int64_t place = ids != nullptr ? ids[block] : block - first_block;
     return c + place * block_height * block_width;
@@ -80,5 +96,7 @@ extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
 extern const Kernels avx512_bf16_kernels;
 extern const Kernels amx_kernels;
+extern const Kernels avx2_tokens_kernels;  // f32
+extern const Kernels avx512_tokens_kernels;
 
 }  // namespace block_sparse::cpu::sddmm

@@ -29,6 +29,7 @@ struct Scratch {
 };
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 /// Inputs that one tile covers, from input `i` of a block.
 template <class V>
@@ -190,21 +191,9 @@ void multiply_of(const Operands& op, Range blocks, Scratch& scratch) {
   typename F::Tiles tiles;
   for (float& zero : scratch.zeros) zero = 0;
   const std::int64_t grid = op.block_cols();
-  std::int64_t row = 0;
-  if (op.crow_indices == nullptr) {
-    row = blocks.begin / grid;
-  } else {
-    // The row of the first block: the last whose pointer is not behind it.
-    std::int64_t end = op.block_rows();
-    while (end - row > 1) {
-      const std::int64_t middle = (row + end) / 2;
-      (op.crow_indices[middle] <= blocks.begin ? row : end) = middle;
-    }
-  }
+  std::int64_t row = op.row_of(blocks.begin);
   for (std::int64_t begin = blocks.begin; begin < blocks.end; ++row) {
-    const std::int64_t row_end =
-        op.crow_indices == nullptr ? (row + 1) * grid : op.crow_indices[row + 1];
-    const std::int64_t end = smaller(row_end, blocks.end);
+    const std::int64_t end = smaller(op.pointer(row + 1), blocks.end);
     if (end <= begin) continue;
     for (std::int64_t first = 0; first < op.block_height; first += group_rows) {
       if (row * op.block_height + first >= op.rows) break;

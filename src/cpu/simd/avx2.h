@@ -59,6 +59,8 @@ struct Avx2 {
     const Float first = power_of_two(half);
     return mul(mul(a, first), power_of_two(_mm256_sub_epi32(whole, half)));
   }
+  /// 8 numbers of the same sum.
+  static __m256 fold(Float a) { return a; }
   static float sum(Float a) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

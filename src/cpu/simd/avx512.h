@@ -47,9 +47,10 @@ struct Avx512 {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(sign)), a, b);
   }
   static Float scale(Float a, Float n) { return _mm512_scalef_ps(a, n); }
-  static float sum(Float a) {
-    return Avx2::sum(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+  static __m256 fold(Float a) {
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
   }
+  static float sum(Float a) { return Avx2::sum(fold(a)); }
 
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static Float load(const Bf16* p) { return widen_bf16(_mm256_loadu_si256(bits(p))); }
