@@ -55,7 +55,7 @@ def clear_slots(state: dict[str, Any], options: dict[str, Any], slots: Tensor) -
     """
     for key, tensor in _rows(state).items():
         local, rows = local_rows(tensor, slots)
-        local[rows] = _initial(key, options)
+        local.index_fill_(0, rows, _initial(key, options))
 
 
 def move_slots(

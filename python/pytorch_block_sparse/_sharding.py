@@ -36,6 +36,8 @@ def local_part(tensor: Tensor) -> tuple[Tensor, int]:
 
 def local_rows(tensor: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
     """The local part of (slots, …), and which of its rows are among `slots` (k,), int64."""
+    if not is_distributed(tensor):
+        return tensor, slots.to(tensor.device)
     local, start = local_part(tensor)
     rows = slots.to(local.device) - start
     return local, rows[(rows >= 0) & (rows < local.shape[0])]

@@ -20,6 +20,8 @@ from .pattern import check_index, draw_pattern, index_of
 SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
 DERIVED_INDEX = ("ccol_indices", "row_indices", "t_block_ids", "plan")
 _INDEX = (*SAVED_INDEX, *DERIVED_INDEX)
+#: Up to so many blocks a change of the pattern is worked out on the CPU.
+FEW = 2**16
 
 
 class SlotStorage(BlockMatrix):
@@ -131,8 +133,12 @@ class SlotStorage(BlockMatrix):
         self._ready = False
         if self.crow_indices.is_meta:
             return
-        device = self.crow_indices.device
         check_index(self.crow_indices, self.col_indices, self.block_ids, self.slots, self._grid)
+        self._derive(int(self.crow_indices[-1]))
+
+    def _derive(self, n_blocks: int) -> None:
+        """Rebuilds the derived index tensors from saved ones that are a valid pattern."""
+        device = self.crow_indices.device
         saved: list[Any] = [self._buffers[name] for name in SAVED_INDEX]
         if not _library.has_backend(device):
             saved = [tensor.cpu() for tensor in saved]
@@ -140,7 +146,7 @@ class SlotStorage(BlockMatrix):
         for name, tensor in zip(DERIVED_INDEX, derived, strict=False):
             self._buffers[name] = _written(self._buffers[name], tensor, device)
         self._build_plan()
-        self._n_blocks = int(saved[0][-1])
+        self._n_blocks = n_blocks
         self._ready = True
 
     def _build_plan(self) -> None:
@@ -171,17 +177,18 @@ class SlotStorage(BlockMatrix):
         self.set_pattern_(draw_pattern(self._pattern, self._grid, self._n_blocks, generator))
 
     def _write_index(self, rows: Tensor, cols: Tensor, slots_of_blocks: Tensor) -> None:
-        """Blocks at (rows, cols) in the given slots, (n,) each in any order."""
-        device = self.crow_indices.device
-        new = index_of(
-            rows.to(device), cols.to(device), slots_of_blocks.to(device), self.slots, self._grid
-        )
+        """Blocks at (rows, cols) in the given slots, (n,) each in any order, each once.
+
+        Computed where they are: few blocks are sorted sooner on the CPU than launched for.
+        """
+        new = index_of(rows, cols, slots_of_blocks.to(rows.device), self.slots, self._grid)
         with torch.no_grad():
             for name, tensor in zip(SAVED_INDEX, new, strict=True):
                 old = self._buffers[name]
                 assert old is not None
                 self._buffers[name] = _written(old, tensor, old.device)
-        self.refresh()
+            if not self.crow_indices.is_meta:
+                self._derive(rows.numel())
 
     def _move_blocks(self, rows: Tensor, cols: Tensor) -> None:
         self._require_pattern()
@@ -194,9 +201,7 @@ class SlotStorage(BlockMatrix):
     def build_coo_block_index(self) -> Tensor:
         """(2, n) int32: block row and block column of the stored blocks, in stored order."""
         self._require_pattern()
-        counts = self.crow_indices.diff()
-        rows = torch.arange(self._grid[0], dtype=torch.int32, device=counts.device)
-        return torch.stack([rows.repeat_interleave(counts), self.col_indices[: self._n_blocks]])
+        return coo_of(self.crow_indices, self.col_indices)
 
     @property
     def _is_ragged(self) -> bool:
@@ -256,12 +261,13 @@ class SlotStorage(BlockMatrix):
             check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
             if values.is_meta:
                 raise ValueError("values is on the meta device, which holds no data")
-        # From here on where the index is, so that it need not be copied.
-        device = self.crow_indices.device
+        # On the CPU, where a hundred operations on few numbers take less time than their launches.
+        index = [tensor.to("cpu") if n <= FEW else tensor for tensor in self.index[:3]]
+        device = index[0].device
         drop, rows, cols = drop.to(device), rows.to(device), cols.to(device)
         keep = torch.ones(n, dtype=torch.bool, device=device)
         keep[drop] = False
-        kept_slots = self._slots_of_blocks().long()[keep]
+        kept_slots = index[2][:n].long()[keep]
         free = torch.ones(self.slots, dtype=torch.bool, device=device)
         free[kept_slots] = False
         free_slots = free.nonzero().flatten()
@@ -271,23 +277,25 @@ class SlotStorage(BlockMatrix):
                 f"rows and cols name {g} new blocks, expected at most {grown_slots.numel()}, the "
                 f"free ones of {self.slots} slots"
             )
-        old_rows, old_cols = self.build_coo_block_index().long()[:, keep]
+        old_rows, old_cols = coo_of(index[0], index[1]).long()[:, keep]
         self._write_index(
             torch.cat([old_rows, rows]),
             torch.cat([old_cols, cols]),
             torch.cat([kept_slots, grown_slots]),
         )
         with torch.no_grad():
+            free_slots = free_slots.to(self.values.device)
             for tensor in (self.values, self.values.grad):
                 if tensor is not None:
                     local, freed = local_rows(tensor, free_slots)
-                    local[freed] = 0
+                    local.index_fill_(0, freed, 0)
             if values is not None:
                 local, start = local_part(self.values)
                 values = values.to(local)
                 if self._is_ragged:
-                    values = values.masked_fill(self._padding_at(rows, cols), 0)
-                at = grown_slots - start
+                    padding = self._padding_at(rows.to(values.device), cols.to(values.device))
+                    values = values.masked_fill(padding, 0)
+                at = grown_slots.to(local.device) - start
                 here = (at >= 0) & (at < local.shape[0])
                 local[at[here]] = values[here]
         return grown_slots.cpu()
@@ -447,6 +455,14 @@ class SlotStorage(BlockMatrix):
         for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
             self._buffers[name] = self.crow_indices.new_zeros(slots)
         note_resize(values, former)
+
+
+def coo_of(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
+    """(2, n) int32: block row and block column of the blocks of an index, in stored order."""
+    counts = crow_indices.diff()
+    rows = torch.arange(counts.numel(), dtype=torch.int32, device=counts.device)
+    rows = rows.repeat_interleave(counts)
+    return torch.stack([rows, col_indices[: rows.numel()]])
 
 
 def ddp_wrapper_of(parameter: nn.Parameter) -> nn.parallel.DistributedDataParallel | None:

@@ -25,6 +25,7 @@ from pytorch_block_sparse.training import (
     PatternConfig,
     RigL,
     Static,
+    TopKAST,
 )
 from pytorch_block_sparse.training.schedules import (
     Rhythm,
@@ -43,6 +44,7 @@ METHODS: list[PatternConfig] = [
     GradualMagnitude(end=300, density_rule="erk", budget="global", seed=7),
     MovementPruning(end=300),
     GroupGrowth(end=300, group=2),
+    TopKAST(end=300, forward=0.25),
 ]
 
 
@@ -73,6 +75,8 @@ def test_configurations_go_to_json_and_back(config: PatternConfig) -> None:
         (lambda: GradualMagnitude(max_sizes=7), "max_sizes is 7 .* expected an int of 1 to 6"),
         (lambda: SNFS(momentum=1.0), "momentum is 1.0 .* from 0.0 to 1.0"),
         (lambda: SNFS(norm_every=30), "norm_every is 30, expected a divisor of update_every, 100"),
+        (lambda: TopKAST(forward=0), "forward is 0"),
+        (lambda: TopKAST(max_sizes=3), "max_sizes is 3 .* an int of 1 to 2"),
         (lambda: GroupGrowth(group=0), "group is 0"),
         (lambda: GroupGrowth(attraction=-1), "attraction is -1"),
         (lambda: PatternConfig.from_json('{"method": "Magic"}'), "method is 'Magic', expected one"),
@@ -271,6 +275,13 @@ def test_storage_goes_down_by_the_cubic_schedule(kind: Any, budget: Any, sizes: 
     allocated = [128 + 256, *(slots for _, _, slots in totals)]
     assert len(set(allocated)) == sizes
     assert allocated[-1] == (384 if sizes == 1 else 50)
+
+
+def test_backward_sets_are_stored_until_the_last_update() -> None:
+    config = TopKAST(update_every=5, end=60, forward=0.3)
+    totals = blocks_after(config, student=(0.5, 0.25), teacher=(0.1, 0.1), slots=130)
+    assert totals[:-1] == [(step, 128 + 64, 260) for step in range(5, 60, 5)]
+    assert totals[-1] == (60, int(0.3 * 128) + int(0.3 * 64), 38 + 19)
 
 
 def test_erk_counts() -> None:

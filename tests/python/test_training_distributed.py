@@ -24,6 +24,7 @@ from pytorch_block_sparse.training import (
     PatternConfig,
     PatternTrainer,
     RigL,
+    TopKAST,
 )
 
 pytestmark = pytest.mark.host
@@ -35,6 +36,7 @@ CONFIGS: dict[str, PatternConfig] = {
     "rigl": RigL(**RHYTHM),
     "rigl fisher": RigL(**RHYTHM, score="fisher", budget="global"),
     "snfs": SNFS(**RHYTHM, norm_every=1),
+    "top-kast": TopKAST(**RHYTHM, max_sizes=1),
     "blast": BLaST(**RHYTHM, density=0.2, max_sizes=1),
     "gradual": GradualMagnitude(**RHYTHM, density=0.2, budget="global", max_sizes=1),
     "movement": MovementPruning(**RHYTHM, density=0.2, max_sizes=1),
@@ -173,7 +175,7 @@ def test_runs_are_those_of_one_process(name: str, folder: Path) -> None:
             for one in (found, single)
         ]
         assert counts[0] == counts[1]
-        if name not in ("set", "gradual"):
+        if name not in ("set", "gradual", "top-kast"):
             continue
         assert same(found["patterns"], single["patterns"])
         assert found["losses"] == pytest.approx(single["losses"], rel=1e-9)

@@ -25,6 +25,7 @@ from pytorch_block_sparse.training import (
     PatternConfig,
     RigL,
     Static,
+    TopKAST,
 )
 
 RHYTHM: dict[str, Any] = {"update_every": 10, "end": 300}
@@ -38,6 +39,11 @@ CASES: dict[str, tuple[PatternConfig, dict[str, Any]]] = {
     "rigl": (RigL(**RHYTHM), {}),
     "rigl global": (RigL(**RHYTHM, budget="global"), UNEVEN),
     "snfs": (SNFS(**RHYTHM, norm_every=5, drop_fraction=0.5), UNEVEN),
+    # 50 blocks are stored, of which the forward uses 25.
+    "top-kast": (
+        TopKAST(update_every=3, end=600, drop_fraction=0.4),
+        {"student": (50.5 / 256,), "lr": 1e-2},
+    ),
     "groups": (GroupGrowth(**RHYTHM), {}),
     "blast": (BLaST(**THIN), {"student": (0.5,)}),
     "movement": (MovementPruning(**THIN), DENSE),

@@ -22,6 +22,7 @@ from pytorch_block_sparse.training import (
     PatternConfig,
     PatternTrainer,
     RigL,
+    TopKAST,
 )
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -44,6 +45,8 @@ METHODS: list[PatternConfig] = [
     BLaST(**RHYTHM, density=0.2),
     GradualMagnitude(**RHYTHM, density=0.2, budget="global"),
     MovementPruning(**RHYTHM, density=0.2),
+    TopKAST(**RHYTHM, forward=0.5),
+    TopKAST(**RHYTHM, forward=0.5, score="fisher"),
 ]
 IDS = [f"{type(config).__name__} {config.budget} {config.score}" for config in METHODS]
 
@@ -248,6 +251,51 @@ def test_moving_averages_follow(config: PatternConfig) -> None:
             ours *= ones
             torch.testing.assert_close(other.to_dense(), ours)
     average(randn(2, 64, dtype=torch.float32))
+
+
+def test_the_forward_uses_the_best_blocks_and_all_get_a_gradient() -> None:
+    model = nn.Sequential(BlockSparseLinear(64, 72, block_shape=16, activation="gelu")).double()
+    (matrix,) = matrices(model)
+    average = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = PatternTrainer(
+        model, optimizer, TopKAST(update_every=2, end=8, forward=0.5), copies=[average]
+    )
+    bias: Any = model[0].bias
+    for step in range(10):
+        count = 5 if step < 8 else matrix.n_blocks
+        assert matrix.n_blocks == (10 if step < 8 else 5)
+        best = matrix.block_norm().argsort(descending=True)[:count]
+        if step % 2 == 0:
+            used = torch.zeros(matrix.n_blocks, dtype=torch.bool).index_fill(0, best, True)
+            places = matrix.build_coo_block_index().long()[:, used]
+        mask = torch.zeros(5, 4, dtype=torch.float64).index_put(
+            (places[0], places[1]), torch.ones((), dtype=torch.float64)
+        )
+        dense = (
+            torch.kron(mask, torch.ones(16, 16, dtype=torch.float64))[:72]
+            * matrix.to_dense().detach()
+        )
+        dense.requires_grad_()
+        x = randn(8, 64, dtype=torch.float64, seed=step).requires_grad_()
+        again = x.detach().requires_grad_()
+        y = model(x)
+        expected = nn.functional.gelu(nn.functional.linear(again, dense, bias.detach()))
+        torch.testing.assert_close(y, expected)
+        with torch.no_grad():
+            torch.testing.assert_close(model(x), expected)
+        y.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(x.grad, again.grad)
+        stored = matrix.to_dense(torch.ones_like(matrix.values))
+        torch.testing.assert_close(matrix.to_dense(matrix.values.grad), dense.grad * stored)
+        if step == 0:
+            torch.testing.assert_close(average(x), y)
+        optimizer.step()
+        trainer.step()
+        optimizer.zero_grad()
+        assert not trainer.watches_gradient
+    assert matrix.product is None
 
 
 def test_a_copy_with_another_pattern_is_refused() -> None:

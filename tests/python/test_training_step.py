@@ -19,6 +19,7 @@ from pytorch_block_sparse.training import (
     PatternConfig,
     PatternTrainer,
     RigL,
+    TopKAST,
 )
 
 
@@ -121,9 +122,10 @@ class Compiled:
     [
         (SET(update_every=2, end=20), 1),
         (GradualMagnitude(update_every=2, end=20, density=0.2, max_sizes=1), 1),
+        (TopKAST(update_every=2, end=30, max_sizes=1), 1),
         (RigL(update_every=2, end=20, decay="constant"), 2),  # one of them with gradient norms
     ],
-    ids=["set", "gradual", "rigl"],
+    ids=["set", "gradual", "top-kast", "rigl"],
 )
 def test_within_the_slots_nothing_is_compiled_again(config: PatternConfig, graphs: int) -> None:
     model, twin = make(), make()

@@ -15,6 +15,7 @@ from .methods import (
     MovementPruning,
     RigL,
     Static,
+    TopKAST,
 )
 from .report import LayerUpdate, PatternUpdate
 from .trainer import PatternTrainer
@@ -36,6 +37,7 @@ __all__ = [
     "PatternUpdate",
     "RigL",
     "Static",
+    "TopKAST",
 ]
 
 

@@ -56,6 +56,11 @@ def of_first_rank(tensors: Sequence[Tensor], group: Any) -> list[Tensor]:
     return _as(flat, tensors)
 
 
+def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on the CPU, in one transfer."""
+    return _as(torch.cat([tensor.flatten() for tensor in tensors]).cpu(), tensors)
+
+
 def _as(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     parts = torch.split(flat, [tensor.numel() for tensor in like])
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]

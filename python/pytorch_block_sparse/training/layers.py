@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .._optimizer_state import check_state, clear_slots, move_slots
+from .._slots import coo_of
 from .._validation import describe
 from ..block_sparse import BlockSparseMatrix
 from . import scores
+from .forward_subset import ForwardSubset
 from .gradient_norms import GradientNorms
 from .selection import Change
 
@@ -29,6 +31,9 @@ class GovernedLayer:
         first_mask: (R, C) bool, on the CPU, the pattern at the beginning.
         gathered: (slots,) a score that is gathered over steps; nan where nothing is known yet.
         norm_average: (R, C) a moving average of gradient norms.
+        mask: (R, C) bool, on the CPU, the pattern now.
+        slots: (n,) int64, on the CPU, the slot of each block in stored order.
+        subset: what multiplies where the forward uses a part of the blocks.
     """
 
     def __init__(
@@ -39,8 +44,10 @@ class GovernedLayer:
         self.copies = copies
         self.first_count = self.last_count = matrix.n_blocks
         self.first_mask = matrix.block_mask_build().cpu()
+        self.look()
         self.gathered: Tensor | None = None
         self.norm_average: Tensor | None = None
+        self.subset: ForwardSubset | None = None
         for other in copies:
             alike = other.slots == matrix.slots and all(
                 torch.equal(theirs.cpu(), ours.cpu())
@@ -58,9 +65,19 @@ class GovernedLayer:
         """From now on backwards compute the norms of the gradient."""
         self.matrix.product = GradientNorms(self.matrix)
 
+    def stop_watching(self) -> None:
+        """Multiplies as it does otherwise."""
+        self.matrix.product = self.subset
+
+    @property
+    def watches_gradient(self) -> bool:
+        """Whether backwards compute the norms of the gradient."""
+        return isinstance(self.matrix.product, GradientNorms)
+
     def seen_norms(self) -> Tensor | None:
         """(R, C) float32, since `watch_gradient`, which ends; None if there was no backward."""
-        watching, self.matrix.product = self.matrix.product, None
+        watching = self.matrix.product
+        self.stop_watching()
         return watching.norms.grad if isinstance(watching, GradientNorms) else None
 
     def gather_score(self, score: str) -> None:
@@ -71,7 +88,7 @@ class GovernedLayer:
         self.gathered = scores.gather(score, self.gathered, part)
 
     def score(self, score: str) -> Tensor:
-        """(n,) float32: how much each stored block matters, in stored order."""
+        """(slots,) float32: how much each block matters, by slot."""
         looks_at_weights = score in scores.FROM_WEIGHTS
         by_slot = scores.of_weights(score, self.matrix) if looks_at_weights else self.gathered
         if by_slot is None:
@@ -79,22 +96,51 @@ class GovernedLayer:
                 f"{self.name} had no gradient, which the score {score!r} looks at: step the "
                 "pattern after the optimizer and before zero_grad"
             )
-        return by_slot[self.matrix._slots_of_blocks().long()]
+        return by_slot
+
+    # What the forward uses.
+
+    def use_only(self, blocks: Tensor) -> None:
+        """Lets the forward multiply with those blocks alone, given in stored order."""
+        for matrix in (self.matrix, *self.copies):
+            subset = matrix.product
+            if not isinstance(subset, ForwardSubset):
+                matrix.product = subset = ForwardSubset()
+            subset.choose(matrix, blocks)
+            if matrix is self.matrix:
+                self.subset = subset
+
+    def use_all(self) -> None:
+        """Lets the forward multiply with all blocks again."""
+        self.subset = None
+        for matrix in (self.matrix, *self.copies):
+            matrix.product = None
 
     # What changes.
+
+    def look(self) -> None:
+        """Takes the pattern as it is now to the CPU."""
+        index = self.matrix.index[:3]
+        sizes = [tensor.numel() for tensor in index]
+        crow, col, ids = torch.split(torch.cat(index).cpu(), sizes)  # one transfer
+        rows, cols = coo_of(crow, col).long()
+        self.slots = ids[: rows.numel()].long()
+        self.mask = torch.zeros_like(self.first_mask)
+        self.mask[rows, cols] = True
 
     def change(self, change: Change, owners: Owners) -> None:
         """Drops and grows; new blocks are zero, and state of slots that are left or taken starts
         anew."""
-        left = self.matrix._slots_of_blocks()[change.drop.to(self.matrix.block_ids.device)].long()
+        left = self.slots[change.drop]
         taken = self.matrix.drop_and_grow_(change.drop, change.rows, change.cols)
         for other in self.copies:
             other.drop_and_grow_(change.drop, change.rows, change.cols)
-        changed = torch.cat([left.cpu(), taken])
+        self.look()
+        changed = torch.cat([left, taken]).to(self.matrix.values.device)
         for optimizer, options in owners:
             clear_slots(optimizer.state.get(self.matrix.values, {}), options, changed)
         if self.gathered is not None:
-            self.gathered[changed.to(self.gathered.device)] = torch.nan
+            self.gathered.index_fill_(0, changed, torch.nan)
 
     def resize(self, slots: int, owners: Owners) -> None:
         """Room for another number of blocks, with what optimizers know of them."""
@@ -105,6 +151,7 @@ class GovernedLayer:
         for optimizer, options in owners:
             state = optimizer.state.get(self.matrix.values, {})
             move_slots(state, options, source, slots, former)
+        self.look()
         if self.gathered is not None:
             moved = self.gathered.new_full((slots,), torch.nan)
             moved[: source.numel()] = self.gathered[source]
@@ -120,15 +167,19 @@ class GovernedLayer:
             "first_mask": self.first_mask.clone(),
             "gathered": _copy(self.gathered),
             "norm_average": _copy(self.norm_average),
+            "subset": None if self.subset is None else self.subset.blocks.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` returned."""
+        self.look()
         self.first_count, self.last_count = state["first_count"], state["last_count"]
         self.first_mask = state["first_mask"].clone().cpu()
-        device = self.matrix.crow_indices.device
-        self.gathered = _copy(state["gathered"], device)
-        self.norm_average = _copy(state["norm_average"], device)
+        self.gathered = _copy(state["gathered"], self.matrix.crow_indices.device)
+        self.norm_average = _copy(state["norm_average"], torch.device("cpu"))
+        self.use_all()
+        if state["subset"] is not None:
+            self.use_only(state["subset"].cpu())
 
 
 Owners = Sequence[tuple[torch.optim.Optimizer, dict[str, Any]]]

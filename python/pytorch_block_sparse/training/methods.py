@@ -8,9 +8,20 @@ optimizer's state is in proportion.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
-from .config import Budget, Growth, Moving, PatternConfig, Score, Thinning, check_int, check_number
+from .config import (
+    Budget,
+    Growth,
+    Moving,
+    PatternConfig,
+    Score,
+    Thinning,
+    check_int,
+    check_number,
+    check_share,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +136,52 @@ class MovementPruning(Thinning):
     """
 
     score: Score = "movement"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopKAST(Moving):
+    """The forward multiplies with the best of the stored blocks; all of them get a gradient.
+
+    After Jayakumar et al., "Top-KAST: Top-K Always Sparse Training", NeurIPS 2020
+    (arXiv:2106.03517). There the weight is dense on the host, of which two sets are taken; here
+    what is stored is the backward set, and the forward set is its best part by `score`, chosen at
+    each update. Of the others, the least move to random places. Input gradients are those of the
+    forward set.
+
+    Attributes:
+        forward: share of the stored blocks that the forward uses.
+        max_sizes: 1 keeps the slots of the blocks that go in the end, 2 gives their memory back.
+
+    Storage: the backward set until the last update, which keeps the forward set alone: the target,
+    `forward` times what was stored.
+    """
+
+    growth: ClassVar[Growth] = "random"
+    forward: float = 0.5
+    max_sizes: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("forward", self.forward)
+        check_int("max_sizes", self.max_sizes, 1, 2)
+
+    def forward_count(self, stored: int) -> int:
+        """Blocks of the forward set, of so many stored ones."""
+        return max(1, int(self.forward * stored))
+
+    def count_at(self, first: int, last: int, step: int) -> int:
+        """All until the last update."""
+        return last if self.end and step >= self.rhythm.last else first
+
+    def last_counts(
+        self, shapes: Sequence[tuple[int, int]], blocks: Sequence[tuple[int, int]], now: list[int]
+    ) -> list[int]:
+        """The forward sets."""
+        return [self.forward_count(count) for count in now]
+
+    def moving_share(self, step: int) -> float:
+        """None moves at the last update: a block that is new is not used yet."""
+        return 0.0 if step >= self.rhythm.last else super().moving_share(step)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

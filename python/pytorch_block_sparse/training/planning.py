@@ -25,7 +25,7 @@ def growth_scores(
     Args:
         config: the method.
         layers: in order.
-        norms: (R, C) gradient norms of each, or their averages, if it looks at them.
+        norms: (R, C) gradient norms of each, on the CPU, or their averages, if it looks at them.
         generator: for what is drawn.
     """
     if config.growth == "none":
@@ -40,15 +40,15 @@ def growth_scores(
     assert norms is not None
     if isinstance(config, GroupGrowth):
         return [
-            norm * (1 + config.attraction * use_by_group(layer.matrix.block_mask_build(), config))
-            for layer, norm in zip(layers, (norm.cpu() for norm in norms), strict=True)
+            norm * (1 + config.attraction * use_by_group(layer.mask, config))
+            for layer, norm in zip(layers, norms, strict=True)
         ]
-    return [norm.cpu() for norm in norms]
+    return list(norms)
 
 
 def use_by_group(mask: Tensor, config: GroupGrowth) -> Tensor:
     """(R, C): the share of the block rows of its group that store a block in the same column."""
-    used = mask.cpu().float()
+    used = mask.float()
     group = torch.arange(mask.shape[0], device="cpu") // config.group
     sums = used.new_zeros(int(group[-1]) + 1, mask.shape[1]).index_add(0, group, used)
     return (sums / group.bincount()[:, None])[group]
@@ -72,8 +72,8 @@ def plan(
     """
     candidates = [
         Candidates(
-            keep=keep[i].cpu(),
-            stored=layer.matrix.block_mask_build().cpu(),
+            keep=keep[i],
+            stored=layer.mask,
             slots=layer.matrix.slots,
             grow=None if grow is None else grow[i],
             may_return=config.growth not in ("none", "random"),

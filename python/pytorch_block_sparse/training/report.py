@@ -33,7 +33,7 @@ class LayerUpdate:
     @classmethod
     def of(cls, layer: GovernedLayer, change: Change) -> LayerUpdate:
         """Of a layer to which a change was just applied."""
-        mask = layer.matrix.block_mask_build().cpu()
+        mask = layer.mask
         return cls(
             dropped=change.drop.numel(),
             grown=change.rows.numel(),

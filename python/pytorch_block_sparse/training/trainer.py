@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from .._slots import ddp_wrapper_of
 from .._validation import describe, is_distributed
 from . import distributed
-from .config import PatternConfig, Thinning
+from .config import PatternConfig
 from .layers import governed, owners_of
-from .methods import SNFS
+from .methods import SNFS, TopKAST
 from .planning import growth_scores, plan
 from .report import LayerUpdate, PatternUpdate
 from .schedules import resize_steps
@@ -88,6 +89,8 @@ class PatternTrainer:
         self._generator = torch.Generator(device="cpu").manual_seed(config.seed)
         self.steps = 0
         self.history: list[PatternUpdate] = []
+        if config.score in FROM_WEIGHTS:
+            self._choose_forward_sets(0)
         self._get_ready()
 
     def _plan_counts(self) -> None:
@@ -103,7 +106,7 @@ class PatternTrainer:
 
     def _plan_sizes(self) -> None:
         """The steps at which storage shrinks."""
-        sizes = self.config.max_sizes if isinstance(self.config, Thinning) else 1
+        sizes = getattr(self.config, "max_sizes", 1)  # of methods whose storage changes
         rhythm = self.config.rhythm
         totals = [(step, sum(self._counts_at(step))) for step in rhythm.until(rhythm.last)]
         first = sum(layer.first_count for layer in self.layers)
@@ -117,7 +120,7 @@ class PatternTrainer:
     @property
     def watches_gradient(self) -> bool:
         """See the class."""
-        return any(layer.matrix.product is not None for layer in self.layers)
+        return any(layer.watches_gradient for layer in self.layers)
 
     @torch.no_grad()
     def step(self, *, stepped: bool | None = None) -> PatternUpdate | None:
@@ -154,8 +157,9 @@ class PatternTrainer:
 
     def _change(self, step: int, norms: list[Tensor] | None) -> PatternUpdate:
         owners = [owners_of(layer, self._optimizers) for layer in self.layers]
-        keep = [layer.score(self.config.score) for layer in self.layers]
-        keep = distributed.of_first_rank(keep, self._group)
+        for layer in self.layers:
+            layer.look()
+        keep = self._scores()
         if isinstance(self.config, SNFS):
             norms = [_required(layer.norm_average) for layer in self.layers]
         moves = self.config.moving_share(step) > 0
@@ -167,6 +171,7 @@ class PatternTrainer:
             for layer, its_owners in zip(self.layers, owners, strict=True):
                 if layer.matrix.slots != layer.matrix.n_blocks:
                     layer.resize(layer.matrix.n_blocks, its_owners)
+        self._choose_forward_sets(step)
         return PatternUpdate(
             step,
             {
@@ -174,6 +179,24 @@ class PatternTrainer:
                 for layer, change in zip(self.layers, changes, strict=True)
             },
         )
+
+    def _scores(self) -> list[Tensor]:
+        """(n,) for each layer, on the CPU: how much each block matters, in stored order."""
+        by_slot = [layer.score(self.config.score) for layer in self.layers]
+        by_slot = distributed.on_cpu(distributed.of_first_rank(by_slot, self._group))
+        return [score[layer.slots] for layer, score in zip(self.layers, by_slot, strict=True)]
+
+    def _choose_forward_sets(self, step: int) -> None:
+        """The best of what is stored after a step, until the last update."""
+        if not isinstance(self.config, TopKAST):
+            return
+        for layer, score in zip(self.layers, self._scores(), strict=True):
+            if step >= self.config.rhythm.last:
+                layer.use_all()
+            else:
+                count = self.config.forward_count(layer.matrix.n_blocks)
+                best = score.nan_to_num(-math.inf).argsort(descending=True, stable=True)
+                layer.use_only(best[:count])
 
     # Gradient norms.
 
@@ -191,12 +214,13 @@ class PatternTrainer:
         looks = self._looks_at(self.steps + 1)
         self._watch.wants_scale = looks
         for layer in self.layers:
-            layer.matrix.product = None
             if looks:
                 layer.watch_gradient()
+            else:
+                layer.stop_watching()
 
     def _seen_norms(self) -> list[Tensor] | None:
-        """What the backward of this step has shown, the same on every rank."""
+        """What the backward of this step has shown, on the CPU, the same on every rank."""
         if not self._looks_at(self.steps + 1):
             return None
         seen = [layer.seen_norms() for layer in self.layers]
@@ -212,7 +236,7 @@ class PatternTrainer:
             torch.zeros(grid, device=device) if norm is None else norm / self._watch.loss_scale
             for norm, grid in zip(seen, grids, strict=True)
         ]
-        norms = distributed.averaged(norms, self._group)
+        norms = distributed.on_cpu(distributed.averaged(norms, self._group))
         if isinstance(self.config, SNFS):
             for layer, norm in zip(self.layers, norms, strict=True):
                 past = layer.norm_average

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder over bytes, and the bytes: the sources of Python's standard library."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a model is, and how much it reads in a step."""
+
+    layers: int = 6
+    width: int = 512
+    hidden: int = 2048
+    heads: int = 8
+    context: int = 256
+    batch: int = 64
+
+    @property
+    def weights(self) -> int:
+        """Of the linear layers inside of the blocks, dense."""
+        return self.layers * (4 * self.width**2 + 2 * self.width * self.hidden)
+
+    def with_weights(self, count: int) -> Size:
+        """A smaller model of at most that many weights, as near to it as whole features allow."""
+        share = (count / self.weights) ** 0.5
+        width = max(self.heads, round(share * self.width / self.heads) * self.heads)
+        hidden = (count // self.layers - 4 * width**2) // (2 * width)
+        return dataclasses.replace(self, width=width, hidden=hidden)
+
+
+SIZES = {"gpu": Size(), "cpu": Size(layers=2, width=128, hidden=512, heads=4, context=64, batch=16)}
+
+
+class Block(nn.Module):
+    """Attention and an MLP, each after a norm."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.heads = size.heads
+        self.norm1, self.norm2 = nn.LayerNorm(size.width), nn.LayerNorm(size.width)
+        self.attention_in = nn.Linear(size.width, 3 * size.width)
+        self.attention_out = nn.Linear(size.width, size.width)
+        self.mlp_in = nn.Linear(size.width, size.hidden)
+        self.mlp_out = nn.Linear(size.hidden, size.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, width = x.shape
+        split = self.attention_in(self.norm1(x)).view(b, t, 3, self.heads, width // self.heads)
+        q, k, v = split.permute(2, 0, 3, 1, 4)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attention_out(y.transpose(1, 2).reshape(b, t, width))
+        y = self.mlp_out(functional.gelu(self.mlp_in(self.norm2(x))))
+        result: Tensor = x + y
+        return result
+
+
+class Decoder(nn.Module):
+    """Bytes in, logits of the next byte out."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.bytes = nn.Embedding(256, size.width)
+        self.places = nn.Embedding(size.context, size.width)
+        self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
+        self.norm = nn.LayerNorm(size.width)
+        self.head = nn.Linear(size.width, 256)
+        for embedding in (self.bytes, self.places):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bytes(x) + self.places(torch.arange(x.shape[1], device=x.device))
+        for block in self.blocks:
+            h = block(h)
+        logits: Tensor = self.head(self.norm(h))
+        return logits
+
+
+class Text:
+    """All .py files of the standard library but its tests; every tenth is held out."""
+
+    def __init__(self, device: str) -> None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+        files = sorted(
+            path
+            for path in root.rglob("*.py")
+            if skipped.isdisjoint(path.relative_to(root).parts[:-1])
+        )
+        parts = [path.read_bytes() for path in files]
+        train = b"".join(part for i, part in enumerate(parts) if i % 10)
+        held_out = b"".join(part for i, part in enumerate(parts) if i % 10 == 0)
+        self.digest = hashlib.sha256(train + held_out).hexdigest()[:16]
+        self.train, self.held_out = (
+            torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+            for text in (train, held_out)
+        )
+
+    def batch(self, size: Size, seed: int, step: int) -> Tensor:
+        """(batch, context + 1) of what is trained on, the same for every method."""
+        generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + step)
+        last = self.train.numel() - size.context - 1
+        starts = torch.randint(0, last, (size.batch, 1), generator=generator)
+        return self._windows(self.train, starts, size.context)
+
+    def held_out_batches(self, size: Size, count: int) -> list[Tensor]:
+        """As many batches, spread evenly over what is held out."""
+        windows = count * size.batch
+        stride = (self.held_out.numel() - size.context - 1) // windows
+        starts = torch.arange(windows).mul(stride).view(count, size.batch, 1)
+        return [self._windows(self.held_out, part, size.context) for part in starts]
+
+    @staticmethod
+    def _windows(text: Tensor, starts: Tensor, context: int) -> Tensor:
+        at = (starts + torch.arange(context + 1)).to(text.device)
+        return text[at].long()
+
+
+def bits_per_byte(model: nn.Module, windows: Tensor) -> Tensor:
+    """The mean over a batch; differentiable."""
+    logits = model(windows[:, :-1])
+    nats = functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+    return nats / torch.log(torch.tensor(2.0, device=nats.device))
