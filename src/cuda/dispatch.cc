@@ -16,6 +16,7 @@
 #include "cuda/sm90/lists/lists.h"
 #include "cuda/sm90/sddmm/sddmm.h"
 #include "cuda/sm90/spmm/spmm.h"
+#include "cuda/sm90/wide/wide.h"
 
 /// Which kernel runs a call: of a product's list the first that does not
 /// refuse.
@@ -88,6 +89,12 @@ constexpr Kernel<SpmmProblem> kSpmm[] = {
        return why != nullptr ? why : sm90::lists::refusal(p);
      },
      sm90::lists::run, nullptr, lists_not_proved},
+    {"sm90_wide",
+     [](const SpmmProblem& p, const Device& d) {
+       const char* why = needs_hopper(d);
+       return why != nullptr ? why : sm90::wide::refusal(p);
+     },
+     sm90::wide::run, nullptr},
     {"sm90_spmm",
      [](const SpmmProblem& p, const Device& d) {
        const char* why = needs_hopper(d);

@@ -5,65 +5,57 @@
 
 #include "block_sparse/cuda.h"
 #include "cuda/common/device.h"
+#include "cuda/plan/fill.h"
 
 namespace block_sparse::cuda {
 namespace {
 
-// Beyond this many tiles comparing all pairs costs more than balance brings
-// (and so many tiles balance by themselves).
-constexpr int kMaxSorted = 16384;
-
-__device__ int tile_blocks(const std::int32_t* pointers, int lines, int per_tile, int tile) {
-  const int begin = tile * per_tile;
-  const int end = min(begin + per_tile, lines);
-  return pointers[end] - pointers[begin];
-}
-
-/// order[rank] = tile, ranked by stored blocks, most first; ties keep their order.
-__global__ void order_tiles(const std::int32_t* pointers, int lines, int per_tile, int tiles,
-                            std::int32_t* order) {
-  const int tile = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (tile >= tiles) return;
-  if (tiles > kMaxSorted) {
-    order[tile] = tile;
-    return;
-  }
-  const int mine = tile_blocks(pointers, lines, per_tile, tile);
-  int rank = 0;
-  for (int other = 0; other < tiles; ++other) {
-    const int theirs = tile_blocks(pointers, lines, per_tile, other);
-    rank += theirs > mine || (theirs == mine && other < tile);
-  }
-  order[rank] = tile;
-}
-
-Status order_lines(const std::int32_t* pointers, std::int64_t lines, std::int64_t line_height,
-                   std::int32_t* order, Stream stream) {
-  const std::int64_t tiles = tiles_of(lines, line_height);
-  if (tiles == 0) return {};
-  constexpr int kThreads = 128;
-  order_tiles<<<static_cast<unsigned>((tiles + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-      pointers, static_cast<int>(lines), static_cast<int>(lines_per_tile(line_height)),
-      static_cast<int>(tiles), order);
-  return to_status(cudaGetLastError(), "launching order_tiles");
+std::int64_t schedule_length(std::int64_t lines, std::int64_t line_height,
+                             std::int64_t line_depth) {
+  const bool wide = line_height % 64 == 0 && line_depth % 64 == 0;
+  return wide ? Schedule::length(Schedule::pairs_of(lines * line_height)) : 0;
 }
 
 struct Table {
   std::int64_t (*length)(const PatternView&);
-  Status (*fill)(const PatternView&, std::int32_t* table, Stream);
+  /// The plan's beginning is given, too: a table may be derived from those before it.
+  Status (*fill)(const PatternView&, const std::int32_t* plan, std::int32_t* table, Stream);
 };
+
+plan::LineIndex rows_of(const PatternView& p) {
+  return {p.crow_indices,   p.col_indices,  p.n_block_rows(),
+          p.n_block_cols(), p.block_height, p.block_width};
+}
+plan::LineIndex columns_of(const PatternView& p) {
+  return {p.ccol_indices,   p.row_indices, p.n_block_cols(),
+          p.n_block_rows(), p.block_width, p.block_height};
+}
 
 /// In the order of PlanTable. Lengths depend on extents alone, never on the
 /// device or on how many blocks there are: a plan is rebuilt in place, and an
 /// exported program carries it along.
 constexpr Table kTables[] = {
     {[](const PatternView& p) { return tiles_of(p.n_block_rows(), p.block_height); },
-     [](const PatternView& p, std::int32_t* table, Stream stream) {
-       return order_lines(p.crow_indices, p.n_block_rows(), p.block_height, table, stream);
+     [](const PatternView& p, const std::int32_t*, std::int32_t* table, Stream stream) {
+       return plan::fill_order(rows_of(p), table, stream);
      }},
     {[](const PatternView& p) { return tiles_of(p.n_block_cols(), p.block_width); },
-     [](const PatternView& p, std::int32_t* table, Stream stream) {
-       return order_lines(p.ccol_indices, p.n_block_cols(), p.block_width, table, stream);
+     [](const PatternView& p, const std::int32_t*, std::int32_t* table, Stream stream) {
+       return plan::fill_order(columns_of(p), table, stream);
+     }},
+    {[](const PatternView& p) {
+       return schedule_length(p.n_block_rows(), p.block_height, p.block_width);
+     },
+     [](const PatternView& p, const std::int32_t* plan, std::int32_t* table, Stream stream) {
+       return plan::fill_schedule(rows_of(p), plan_table(p, plan, PlanTable::row_tiles), table,
+                                  stream);
+     }},
+    {[](const PatternView& p) {
+       return schedule_length(p.n_block_cols(), p.block_width, p.block_height);
+     },
+     [](const PatternView& p, const std::int32_t* plan, std::int32_t* table, Stream stream) {
+       return plan::fill_schedule(columns_of(p), plan_table(p, plan, PlanTable::column_tiles),
+                                  table, stream);
      }},
 };
 static_assert(std::size(kTables) == static_cast<std::size_t>(PlanTable::count));
@@ -74,7 +66,7 @@ constexpr std::int64_t kAlignment = 32;
 // Raised whenever a table changes its length or meaning. The length of a plan
 // modulo kVersions is its version, so that a plan which comes from an older
 // version (with an exported program, say) is recognised without being read.
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
 constexpr std::int64_t kVersions = 64;
 
 std::int64_t rounded_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }
@@ -110,7 +102,8 @@ Status build_plan(const PatternView& p, std::int32_t* plan, Stream stream) {
   }
   for (int i = 0; i < static_cast<int>(PlanTable::count); ++i) {
     std::int32_t* table = plan + offset_of(p, static_cast<PlanTable>(i));
-    if (Status s = kTables[i].fill(p, table, stream); !s.ok()) return s;
+    if (kTables[i].length(p) == 0) continue;
+    if (Status s = kTables[i].fill(p, plan, table, stream); !s.ok()) return s;
   }
   return {};
 }

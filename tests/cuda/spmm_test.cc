@@ -116,9 +116,9 @@ std::vector<SpmmCase> generic_cases() {
 
 std::vector<SpmmCase> sm90_cases() {
   std::vector<SpmmCase> cases;
-  const char* kernel = "sm90_spmm";
   for (const DataType type : {DataType::bf16, DataType::f16}) {
     for (const std::int64_t b : {16, 32, 64, 128}) {
+      const char* kernel = b < 64 ? "sm90_spmm" : "sm90_wide";
       for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
         cases.push_back({{.out = 512,
                           .in = 384,
@@ -155,39 +155,63 @@ std::vector<SpmmCase> sm90_cases() {
     // Odd numbers of lines and of tiles.
     cases.push_back(
         {{.out = 80, .in = 48, .block_height = 16, .block_width = 16, .tokens = 65, .dtype = type},
-         kernel});
+         "sm90_spmm"});
     cases.push_back({{.out = 96,
                       .in = 160,
                       .block_height = 32,
                       .block_width = 32,
                       .tokens = 700,
                       .dtype = type},
-                     kernel});
+                     "sm90_spmm"});
     cases.push_back({{.out = 320,
                       .in = 192,
                       .block_height = 64,
                       .block_width = 64,
                       .tokens = 513,
                       .dtype = type},
-                     kernel});
+                     "sm90_wide"});
     cases.push_back({{.out = 384,
                       .in = 256,
                       .block_height = 128,
                       .block_width = 64,
                       .tokens = 257,
                       .dtype = type},
-                     kernel});
+                     "sm90_wide"});
     cases.push_back({{.out = 192,
                       .in = 512,
                       .block_height = 64,
                       .block_width = 256,
                       .tokens = 64,
                       .dtype = type},
-                     kernel});
+                     "sm90_wide"});
+    // A pair of tiles that begins in one line and ends in the next.
+    cases.push_back({{.out = 960,
+                      .in = 384,
+                      .block_height = 192,
+                      .block_width = 64,
+                      .tokens = 400,
+                      .dtype = type},
+                     "sm90_wide"});
+    // Lines of more blocks than are read at a time.
+    cases.push_back({{.out = 128,
+                      .in = 6400,
+                      .block_height = 64,
+                      .block_width = 64,
+                      .density = 0.9,
+                      .tokens = 300,
+                      .dtype = type},
+                     "sm90_wide"});
   }
   // More tiles than multiprocessors, several rounds of token tiles.
-  cases.push_back(
-      {{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000}, kernel});
+  cases.push_back({{.out = 1024, .in = 128, .block_height = 32, .block_width = 32, .tokens = 5000},
+                   "sm90_spmm"});
+  cases.push_back({{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000},
+                   "sm90_wide"});
+  cases.push_back({{.out = 2048, .in = 192, .block_height = 64, .block_width = 64, .tokens = 2500},
+                   "sm90_wide"});
+  // More than one round of the schedule's widest.
+  cases.push_back({{.out = 128, .in = 64, .block_height = 64, .block_width = 64, .tokens = 72000},
+                   "sm90_wide"});
   return cases;
 }
 
@@ -333,16 +357,19 @@ std::int64_t tokens_for(const std::string& kernel, std::int64_t wanted) {
   return kernel.starts_with("sm80_decode") ? std::min<std::int64_t>(wanted, 50) : wanted;
 }
 
+/// A side of blocks that the kernel takes.
+std::int64_t side_for(const std::string& kernel) { return kernel == "sm90_wide" ? 64 : 32; }
+
 class Fused : public testing::TestWithParam<std::tuple<std::string, Activation>> {};
 
 TEST_P(Fused, BiasActivationAndPreactivation) {
   const auto& [kernel, activation] = GetParam();
-  const std::int64_t block = kernel == "sm90_lists" ? 32 : 64;  // only takes low ones
+  const std::int64_t side = side_for(kernel);
   const Layer l({.out = 192,
                  .in = 256,
-                 .block_height = block,
-                 .block_width = block,
-                 .tokens = tokens_for(kernel, 200)},
+                 .block_height = side,
+                 .block_width = side,
+                 .tokens = tokens_for(kernel, 600)},
                 3);
   const DeviceLayer d(l);
   const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
@@ -361,10 +388,11 @@ TEST_P(Fused, BiasActivationAndPreactivation) {
 
 TEST_P(Fused, WithoutBiasAndPlan) {
   const auto& [kernel, activation] = GetParam();
-  Layer l({.out = 96,
-           .in = 96,
-           .block_height = 32,
-           .block_width = 32,
+  const std::int64_t side = side_for(kernel);
+  Layer l({.out = 192,
+           .in = 192,
+           .block_height = side,
+           .block_width = side,
            .tokens = tokens_for(kernel, 100)},
           4);
   l.bias.assign(l.bias.size(), 0);
@@ -384,7 +412,7 @@ TEST_P(Fused, WithoutBiasAndPlan) {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, Fused,
                          testing::Combine(testing::Values("generic_spmm", "sm80_spmm", "sm90_lists",
-                                                          "sm90_spmm", "sm80_decode"),
+                                                          "sm90_spmm", "sm90_wide", "sm80_decode"),
                                           testing::Values(Activation::none, Activation::relu,
                                                           Activation::gelu, Activation::gelu_tanh,
                                                           Activation::silu)));
@@ -402,7 +430,7 @@ TEST(SpmmDispatch, RefusesAForcedKernelInASentence) {
 TEST(SpmmDispatch, TheFastestKernelIsChosen) {
   cudaDeviceProp device{};
   BLOCK_SPARSE_CUDA_OK(cudaGetDeviceProperties(&device, 0));
-  const char* high = device.major == 9 ? "sm90_spmm" : "sm80_spmm";
+  const bool is_hopper = device.major == 9;
   const auto chosen = [](const LayerCase& c) {
     const Layer l(c, 22);
     const DeviceLayer d(l);
@@ -410,12 +438,12 @@ TEST(SpmmDispatch, TheFastestKernelIsChosen) {
     return kernel_of(forward_args(l, d, y.data()));
   };
   LayerCase c{.out = 512, .in = 512, .block_height = 64, .block_width = 64, .tokens = 128};
-  EXPECT_EQ(chosen(c), high);
+  EXPECT_EQ(chosen(c), is_hopper ? "sm90_wide" : "sm80_spmm");
   c.block_height = 32;
   EXPECT_EQ(chosen(c), "sm80_spmm");
   c.block_width = 32;
   c.density = 0.1;
-  EXPECT_EQ(chosen(c), high);
+  EXPECT_EQ(chosen(c), is_hopper ? "sm90_spmm" : "sm80_spmm");
   {
     const Layer l(c, 22);
     const DeviceLayer d(l);

@@ -36,14 +36,15 @@ __device__ __forceinline__ void barrier_arrive(std::uint64_t* barrier) {
 /// Arrives at the barrier at the same place in CTA `rank` of the cluster. It
 /// releases no ordinary writes to the cluster: `.release.cluster` would cost a
 /// fence of all memory, and the callers only say that they have finished reading.
-__device__ __forceinline__ void barrier_arrive_cluster(std::uint64_t* barrier, unsigned rank) {
+__device__ __forceinline__ void barrier_arrive_cluster(std::uint64_t* barrier, unsigned rank,
+                                                       unsigned times = 1) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote], %2;\n"
       "}" ::"r"(shared_address(barrier)),
-      "r"(rank)
+      "r"(rank), "r"(times)
       : "memory");
 }
 

@@ -23,14 +23,33 @@ struct Output {
 constexpr int kStoreTokens = 64;  // tokens that pass through shared memory at a time
 constexpr int kStoreBytes = kStoreTokens * kOuts * 2;
 
+/// Rounds a warpgroup's sums (64 outputs x 64 tokens, as wgmma leaves them) and lays
+/// them out with the outputs contiguous, rows of 128 bytes, swizzled.
+template <class Element>
+__device__ __forceinline__ void put_tokens(const float (&v)[kStoreTokens / 2],
+                                           std::uint32_t address) {
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int j = 0; j < kStoreTokens / 8; j += 2) {
+    const int token = (j + lane / 16) * 8 + lane % 8;
+    const int byte = warp * 32 + lane / 8 % 2 * 16;
+    ptx::store_matrix_x4_transposed(address + ptx::swizzled<128>(token, byte),
+                                    narrow_pair<Element>(v[4 * j], v[4 * j + 1]),
+                                    narrow_pair<Element>(v[4 * j + 2], v[4 * j + 3]),
+                                    narrow_pair<Element>(v[4 * j + 4], v[4 * j + 5]),
+                                    narrow_pair<Element>(v[4 * j + 6], v[4 * j + 7]));
+  }
+}
+
 /// The epilogue of a warpgroup: bias and activation, then 64 tokens at a time
 /// through shared memory, where the outputs become contiguous, to y. Ordinary
 /// stores: those of the copy engine would queue behind the loads.
-template <class Element, int Tokens, int Buffers>
+template <class Element, int Tokens>
 struct TileStore {
   const Output& output;
-  unsigned char* boxes;  // Buffers x kStoreBytes, aligned to 1024
-  int barrier;           // a named barrier of the warpgroup's own
+  unsigned char* box;  // kStoreBytes, aligned to 1024
+  int barrier;         // a named barrier of the warpgroup's own
 
   /// d: 64 outputs from out0 x tokens from token0, as wgmma leaves them.
   __device__ __forceinline__ void operator()(float (&d)[Tokens / 2], int out0, int token0) const {
@@ -45,7 +64,6 @@ struct TileStore {
         if (out < output.out) add[h] = widen(bias[out]);
       }
     }
-    int buffer = 0;
 #pragma unroll
     for (int c = 0; c < Tokens / kStoreTokens; ++c) {
       const int first = token0 + c * kStoreTokens;
@@ -55,39 +73,22 @@ struct TileStore {
 #pragma unroll
       for (int i = 0; i < kStoreTokens / 2; ++i) v[i] += add[i / 2 % 2];
       if (output.preactivation != nullptr) {
-        store_tokens(output.preactivation, v, buffer, out0, first);
-        buffer = (buffer + 1) % Buffers;
+        store_tokens(output.preactivation, v, out0, first);
       }
       if (output.activation != Activation::none) {
 #pragma unroll
         for (int i = 0; i < kStoreTokens / 2; ++i) v[i] = activate(v[i], output.activation);
       }
-      store_tokens(output.y, v, buffer, out0, first);
-      buffer = (buffer + 1) % Buffers;
+      store_tokens(output.y, v, out0, first);
     }
   }
 
  private:
-  /// One of two buffers at a time: whoever passes the barrier of the next one has
-  /// read this one. A single buffer needs a barrier of its own before it is reused.
   __device__ __forceinline__ void store_tokens(void* y, const float (&v)[kStoreTokens / 2],
-                                               int buffer, int out0, int token0) const {
+                                               int out0, int token0) const {
     const int thread = static_cast<int>(threadIdx.x) % 128;
-    const int warp = thread / 32;
-    const int lane = thread % 32;
-    unsigned char* box = boxes + buffer * kStoreBytes;
-    const std::uint32_t address = ptx::shared_address(box);
-    if constexpr (Buffers == 1) ptx::named_barrier(barrier, 128);
-#pragma unroll
-    for (int j = 0; j < kStoreTokens / 8; j += 2) {
-      const int token = (j + lane / 16) * 8 + lane % 8;
-      const int byte = warp * 32 + lane / 8 % 2 * 16;
-      ptx::store_matrix_x4_transposed(address + ptx::swizzled<128>(token, byte),
-                                      narrow_pair<Element>(v[4 * j], v[4 * j + 1]),
-                                      narrow_pair<Element>(v[4 * j + 2], v[4 * j + 3]),
-                                      narrow_pair<Element>(v[4 * j + 4], v[4 * j + 5]),
-                                      narrow_pair<Element>(v[4 * j + 6], v[4 * j + 7]));
-    }
+    ptx::named_barrier(barrier, 128);  // the tokens before have been read
+    put_tokens<Element>(v, ptx::shared_address(box));
     ptx::named_barrier(barrier, 128);
     constexpr int kUnits = kOuts / 8;  // of 16 bytes, in the outputs of a token
     const int unit = thread % kUnits;

@@ -16,38 +16,32 @@ constexpr int kThreads = 128 * (1 + kConsumers);
 // 56 + 2 x 224 registers a thread of the three warpgroups fill the register file.
 constexpr int kProducerRegisters = 56;
 constexpr int kConsumerRegisters = 224;
-// Bytes of x that all outputs are computed for before the next: they stay in L2.
-constexpr int kInFlightBytes = 18 << 20;
 
-/// Height: outputs of a block within a warpgroup's tile (16, 32, 64; taller
-/// blocks are cut into 64s). Depth: K of a block within a stage, likewise.
-/// MContiguous: blocks lie with the outputs contiguous (input gradient).
-template <class Element_, int Height_, int Depth_, bool MContiguous_, int Tokens_>
+/// Side: of the blocks, 16 or 32. MContiguous: they lie with the outputs contiguous
+/// (input gradient).
+template <class Element_, int Side_, bool MContiguous_, int Tokens_>
 struct Config {
   using Element = Element_;
-  static constexpr int kHeight = Height_;
-  static constexpr int kDepth = Depth_;
+  static constexpr int kSide = Side_;
   static constexpr bool kMContiguous = MContiguous_;
   static constexpr int kTokens = Tokens_;  // of a CTA: N of wgmma
 
-  static constexpr int kLines = kOuts / kHeight;   // of a warpgroup's tile
-  static constexpr int kParts = kStageK / kDepth;  // block positions in a stage
+  static constexpr int kLines = kOuts / kSide;    // of a warpgroup's tile
+  static constexpr int kParts = kStageK / kSide;  // block positions in a stage
   static constexpr int kWalkers = kConsumers * kLines;
-  static constexpr bool kRegisterWeights = kHeight < kOuts;
 
   // x comes in boxes as wide as a part; but rows of 32 bytes would cost L2 as many
   // requests as rows of 64, and at most densities all four parts are needed.
-  static constexpr int kXDepth = kDepth == 16 ? kStageK : kDepth;
+  static constexpr int kXDepth = kSide == 16 ? kStageK : kSide;
   static constexpr int kBoxes = kStageK / kXDepth;
-  static constexpr int kGroup = kXDepth / kDepth;  // parts of a box
+  static constexpr int kGroup = kXDepth / kSide;  // parts of a box
   static constexpr int kXBoxBytes = kTokens * kXDepth * 2;
   static constexpr int kXBytes = kXBoxBytes * kBoxes;
-  static constexpr int kStoreBuffers = kRegisterWeights ? 1 : 2;
-  static constexpr int kBlockBytes = kHeight * kDepth * 2;
+  static constexpr int kBlockBytes = kSide * kSide * 2;
   static constexpr int kTileBytes = kLines * kBlockBytes;  // of a warpgroup and part
   static constexpr int kWBytes = kTileBytes * kConsumers * kParts;
   static constexpr int kStageBytes = kXBytes + kWBytes;
-  // All of the 227 KB less 32 KB for the stores: 4 stages of 256 tokens, 6 of 128.
+  // Of the 227 KB 16 go to the stores: 4 stages of 256 tokens, 6 of 128.
   static constexpr int kStages = 196608 / kStageBytes;
 };
 
@@ -61,7 +55,7 @@ struct StageMeta {
 template <class C>
 struct Shared {
   alignas(1024) unsigned char stages[C::kStages][C::kStageBytes];
-  alignas(1024) unsigned char stores[kConsumers][C::kStoreBuffers][kStoreBytes];
+  alignas(1024) unsigned char stores[kConsumers][kStoreBytes];
   alignas(8) std::uint64_t full[C::kStages];
   alignas(8) std::uint64_t empty[C::kStages];
   alignas(8) StageMeta meta[C::kStages];
@@ -75,8 +69,6 @@ struct Shared {
 
 struct Params {
   Lines lines;
-  int line_height;  // outputs of a whole block
-  int line_depth;   // K of a whole block
   int positions;    // of blocks along K
   int segments;     // tiles of 64 outputs
   int token_tiles;  // of a cluster

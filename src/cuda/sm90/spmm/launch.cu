@@ -10,30 +10,19 @@ namespace {
 
 using generic::SpmmProblem;
 
-/// Sides of blocks that the kernel cuts the given ones into.
-int cut(std::int64_t side) { return static_cast<int>(std::min<std::int64_t>(side, 64)); }
-
 bool m_contiguous(const SpmmProblem& p) { return p.stride_m == 1; }
 
 template <class C>
 Status launch(const SpmmProblem& p, Stream stream) {
   const bool is_bf16 = p.dtype == DataType::bf16;
-  const std::int64_t slots_height = m_contiguous(p) ? p.width : p.height;
-  const std::int64_t slots_width = m_contiguous(p) ? p.height : p.width;
-  // The slots as one tall matrix; a bound on their number is all that is needed.
-  const std::int64_t slot_rows = p.slots * slots_height;
   CUtensorMap x_map, w_map;
   Status s = make_tensor_map({p.x, p.tokens, p.in, p.ldx, C::kTokens, C::kXDepth, is_bf16}, &x_map);
-  if (s.ok() && C::kRegisterWeights) {
-    // Whole blocks as rows of 128 bytes: fewer requests than rows of 32 or 64.
-    s = make_tensor_map({p.values, slot_rows * slots_width / kStageK, kStageK, kStageK,
-                         C::kBlockBytes / 128, kStageK, is_bf16},
+  if (s.ok()) {
+    // Whole blocks as rows of 128 bytes: fewer requests than rows of 32 or 64. A bound on
+    // the number of slots is all that is needed.
+    constexpr int kRows = C::kBlockBytes / 128;
+    s = make_tensor_map({p.values, p.slots * kRows, kStageK, kStageK, kRows, kStageK, is_bf16},
                         &w_map);
-  } else if (s.ok()) {
-    s = make_tensor_map(
-        {p.values, slot_rows, slots_width, slots_width, C::kMContiguous ? C::kDepth : C::kHeight,
-         C::kMContiguous ? C::kHeight : C::kDepth, is_bf16},
-        &w_map);
   }
   if (!s.ok()) return s;
 
@@ -47,13 +36,10 @@ Status launch(const SpmmProblem& p, Stream stream) {
   const std::int64_t token_tiles = (p.tokens + C::kTokens * kCluster - 1) / (C::kTokens * kCluster);
   const std::int64_t items = (segments + kConsumers - 1) / kConsumers * token_tiles;
   const Params params{p.lines,
-                      static_cast<int>(p.height),
-                      static_cast<int>(p.width),
                       static_cast<int>(p.in / p.width),
                       static_cast<int>(segments),
                       static_cast<int>(token_tiles),
-                      static_cast<int>(std::max<std::int64_t>(
-                          kInFlightBytes / (p.in * 2 * C::kTokens * kCluster), 1)),
+                      static_cast<int>(Schedule::in_flight(p.in, C::kTokens * kCluster)),
                       {p.bias, p.activation, p.preactivation, p.y, p.ldy, static_cast<int>(p.out),
                        static_cast<int>(p.tokens)}};
   const auto clusters = std::min<std::int64_t>(items, device.multiprocessors / kCluster);
@@ -65,20 +51,14 @@ Status launch(const SpmmProblem& p, Stream stream) {
 template <class Element, int Side, bool MContiguous>
 Status launch_tokens(const SpmmProblem& p, Stream stream) {
   // Fewer tokens than one wide cluster tile would leave half of it idle.
-  return p.tokens <= 256 ? launch<Config<Element, Side, Side, MContiguous, 128>>(p, stream)
-                         : launch<Config<Element, Side, Side, MContiguous, 256>>(p, stream);
+  return p.tokens <= 256 ? launch<Config<Element, Side, MContiguous, 128>>(p, stream)
+                         : launch<Config<Element, Side, MContiguous, 256>>(p, stream);
 }
 
 template <class Element, bool MContiguous>
 Status launch_side(const SpmmProblem& p, Stream stream) {
-  switch (cut(p.height)) {
-    case 16:
-      return launch_tokens<Element, 16, MContiguous>(p, stream);
-    case 32:
-      return launch_tokens<Element, 32, MContiguous>(p, stream);
-    default:
-      return launch_tokens<Element, 64, MContiguous>(p, stream);
-  }
+  return p.height == 16 ? launch_tokens<Element, 16, MContiguous>(p, stream)
+                        : launch_tokens<Element, 32, MContiguous>(p, stream);
 }
 
 template <class Element>
@@ -87,19 +67,16 @@ Status launch_element(const SpmmProblem& p, Stream stream) {
                          : launch_side<Element, false>(p, stream);
 }
 
-bool is_side(std::int64_t side) { return side == 16 || side == 32 || side % 64 == 0; }
-
 }  // namespace
 
 const char* refusal(const SpmmProblem& p) {
   if (p.dtype != DataType::bf16 && p.dtype != DataType::f16) return "not a 16-bit type";
-  if (!is_side(p.height) || !is_side(p.width)) {
-    return "a side of the blocks is not 16, 32 or a multiple of 64";
+  if (p.height != p.width || (p.height != 16 && p.height != 32)) {
+    return "the blocks are not 16 x 16 or 32 x 32";
   }
-  if (cut(p.height) != cut(p.width)) return "the blocks are not square, or both sides at least 64";
   if (p.out % p.height != 0 || p.in % p.width != 0) return "features are not whole blocks";
   if (p.in < 1 || p.slots < 1) return "there is nothing to multiply";
-  if (p.slots * p.height * p.width / std::min(p.height, p.width) > 0x7fffffff) {
+  if (p.slots * p.height > 0x7fffffff) {
     return "the slots are too many for 32-bit coordinates";
   }
   const std::int64_t tiles = (p.tokens / 256 + 1) * (p.out / 128 + 1);

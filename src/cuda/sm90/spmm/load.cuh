@@ -41,7 +41,6 @@ __device__ void load_loop(const Params& p, const CUtensorMap* x_map, const CUten
   const bool has_part = part < C::kGroup;
   const int consumer = line / C::kLines;
   const int in_tile = line % C::kLines;
-  const int chunks = p.line_depth / C::kDepth;
   Slots<C::kWalkers>& slots = shared.slots[warp];
   Walk<C::kWalkers> walk{p.lines, slots};
   ptx::Ring<C::kStages> ring;
@@ -53,56 +52,42 @@ __device__ void load_loop(const Params& p, const CUtensorMap* x_map, const CUten
     const int token0 = (work.token_tile * kCluster + rank) * C::kTokens;
     const int segment = work.pair * kConsumers + consumer;
     const bool active = segment < p.segments;
-    const Segment place = active ? segment_of(p.lines, p.line_height, segment) : Segment{0, 0};
+    const Segment place = active ? segment_of(p.lines, C::kSide, segment) : Segment{0, 0};
     walk.start(place.line + in_tile, active && lane < C::kWalkers);
 
     for (int first = 0; first < p.positions; first += 32) {
       unsigned any = walk.batch(first);  // the first position of each box that is needed
       if constexpr (C::kGroup == 4) any = (any | any >> 1 | any >> 2 | any >> 3) & 0x11111111u;
       const int before = __popc(any & ((1u << lane) - 1));
-      const bool own = chunks > 1 || Place<C>(ring, filled + before).loader() == warp;
+      const bool own = Place<C>(ring, filled + before).loader() == warp;
       unsigned left = any & __ballot_sync(~0u, own);
       for (; left != 0; left &= left - 1) {
         const int i = __ffs(static_cast<int>(left)) - 1;
-        const int ahead = filled + __popc(any & ((1u << i) - 1)) * chunks;
+        const int ahead = filled + __popc(any & ((1u << i) - 1));
         const unsigned hits = __shfl_sync(~0u, walk.hits, i + (has_part ? part : 0));
         const bool hit = has_part && (hits >> line & 1);
         const int blocks = __popc(__ballot_sync(~0u, hit));
         const int slot = hit ? slots.of[line][i + part] : 0;
-        for (int chunk = 0; chunk < chunks; ++chunk) {
-          const Place<C> at(ring, ahead + chunk);
-          if (at.loader() != warp) continue;
-          ptx::barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
-          std::uint64_t* full = &shared.full[at.stage];
-          const int along_k = chunk * C::kDepth;
-          const int in_stage = at.box * C::kGroup + part;
-          if (lane == 0) {
-            ptx::barrier_expect(full, C::kXBoxBytes + blocks * C::kBlockBytes);
-            ptx::load_box(x_map, shared.x(at.stage, at.box), full, token0,
-                          (first + i) * p.line_depth + along_k);
-          }
-          if (hit && line % kCluster == rank) {
-            int row, col;
-            if constexpr (C::kRegisterWeights) {
-              row = slot * (C::kBlockBytes / 128);
-              col = 0;
-            } else {
-              row = C::kMContiguous ? slot * p.line_depth + along_k
-                                    : slot * p.line_height + place.offset;
-              col = C::kMContiguous ? place.offset : along_k;
-            }
-            ptx::load_box_multicast(
-                w_map, shared.w(at.stage, in_stage, consumer) + in_tile * C::kBlockBytes, full, row,
-                col, (1 << kCluster) - 1);
-          }
-          if (has_part && line == 0) {
-            shared.meta[at.stage].parts[in_stage] = static_cast<std::uint16_t>(hits);
-          }
-          __syncwarp();
-          if (lane == 0) ptx::barrier_arrive(full);
+        const Place<C> at(ring, ahead);
+        ptx::barrier_wait(&shared.empty[at.stage], at.parity ^ 1);
+        std::uint64_t* full = &shared.full[at.stage];
+        const int in_stage = at.box * C::kGroup + part;
+        if (lane == 0) {
+          ptx::barrier_expect(full, C::kXBoxBytes + blocks * C::kBlockBytes);
+          ptx::load_box(x_map, shared.x(at.stage, at.box), full, token0, (first + i) * C::kSide);
         }
+        if (hit && line % kCluster == rank) {
+          ptx::load_box_multicast(w_map,
+                                  shared.w(at.stage, in_stage, consumer) + in_tile * C::kBlockBytes,
+                                  full, slot * (C::kBlockBytes / 128), 0, (1 << kCluster) - 1);
+        }
+        if (has_part && line == 0) {
+          shared.meta[at.stage].parts[in_stage] = static_cast<std::uint16_t>(hits);
+        }
+        __syncwarp();
+        if (lane == 0) ptx::barrier_arrive(full);
       }
-      const Place<C> next(ring, filled + __popc(any) * chunks);
+      const Place<C> next(ring, filled + __popc(any));
       ring.stage = next.stage;
       ring.parity = next.parity;
       filled = next.box;

@@ -13,7 +13,7 @@ template <class C>
 struct Multiplier {
   using Element = typename C::Element;
   using Mma = ptx::Wgmma<Element, C::kTokens>;
-  static constexpr int kSteps = C::kDepth / 16;  // wgmmas of a part
+  static constexpr int kSteps = C::kSide / 16;  // wgmmas of a part
   using Fragments = std::uint32_t[C::kParts * kSteps][4];
 
   Shared<C>& shared;
@@ -59,32 +59,17 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ std::uint64_t x_operand(int stage, int part, int step) const {
-    const int in_box = part % C::kGroup * C::kDepth * 2;
+    const int in_box = part % C::kGroup * C::kSide * 2;
     return ptx::operand<C::kXDepth * 2>(ptx::shared_address(shared.x(stage, part / C::kGroup)) +
                                         in_box + step * 32);
   }
 
-  /// Blocks of 64 outputs: straight from shared memory.
-  __device__ __forceinline__ void multiply_shared(int stage, const Present& present) {
-#pragma unroll
-    for (int part = 0; part < C::kParts; ++part) {
-      if (lines_in(present, part) == 0) continue;
-      const std::uint32_t w = ptx::shared_address(shared.w(stage, part, consumer));
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const std::uint64_t a = C::kMContiguous ? ptx::operand<128>(w + step * 16 * 128)
-                                                : ptx::operand<C::kDepth * 2>(w + step * 32);
-        Mma::template shared<C::kMContiguous, false>(d, a, x_operand(stage, part, step));
-      }
-    }
-  }
-
-  /// Lower blocks: a warp's 16 outputs lie in one block, which is either read
+  /// A warp's 16 outputs lie in one block, which is either read
   /// into registers or, when it is not stored, zero there.
   __device__ __forceinline__ void load_weights(int stage, const Present& present,
                                                Fragments& a) const {
-    const int line = warp * 16 / C::kHeight;
-    const int offset = warp * 16 % C::kHeight;
+    const int line = warp * 16 / C::kSide;
+    const int offset = warp * 16 % C::kSide;
     const int low = lane % 8;
     const int bit3 = lane / 8 % 2;
     const int bit4 = lane / 16;
@@ -98,10 +83,10 @@ struct Multiplier {
         std::uint32_t (&r)[4] = a[part * kSteps + step];
         if (stored) {
           if constexpr (C::kMContiguous) {
-            const int at = (step * 16 + low + bit4 * 8) * C::kHeight * 2 + offset * 2 + bit3 * 16;
+            const int at = (step * 16 + low + bit4 * 8) * C::kSide * 2 + offset * 2 + bit3 * 16;
             ptx::load_matrix_x4_transposed(r, ptx::swizzled<128>(0, block + at));
           } else {
-            const int at = (offset + low + bit3 * 8) * C::kDepth * 2 + step * 32 + bit4 * 16;
+            const int at = (offset + low + bit3 * 8) * C::kSide * 2 + step * 32 + bit4 * 16;
             ptx::load_matrix_x4(r, ptx::swizzled<128>(0, block + at));
           }
         } else {
@@ -151,29 +136,12 @@ struct Multiplier {
     const int stage = ring.stage;
     ptx::barrier_wait(&shared.full[stage], ring.parity);
     const Present present = present_in(stage);
-    unsigned mine = 0;
-#pragma unroll
-    for (int part = 0; part < C::kParts; ++part) mine |= lines_in(present, part);
     ring.advance();
-    if constexpr (C::kRegisterWeights) {
-      load_weights(stage, present, now);
-      finish();
-      keep(before);
-      multiply_registers(stage, present, now);
-      in_flight = stage;
-    } else if (mine == 0) {
-      finish();  // a stage held over several that are not ours would stop the ring
-      release(stage);
-    } else {
-      ptx::wgmma_fence(d);
-      ptx::wgmma_begin();
-      multiply_shared(stage, present);
-      ptx::wgmma_commit();
-      ptx::wgmma_fence(d);
-      ptx::wgmma_wait<1>();
-      if (in_flight >= 0) release(in_flight);
-      in_flight = stage;
-    }
+    load_weights(stage, present, now);
+    finish();
+    keep(before);
+    multiply_registers(stage, present, now);
+    in_flight = stage;
     return present.part(C::kParts - 1) & StageMeta::kLast;
   }
 
@@ -192,8 +160,8 @@ struct Multiplier {
 template <class C>
 __device__ void multiply_loop(const Params& p, Shared<C>& shared) {
   Multiplier<C> multiplier{shared, static_cast<int>(threadIdx.x) / 128 - 1};
-  const TileStore<typename C::Element, C::kTokens, C::kStoreBuffers> store{
-      p.output, shared.stores[multiplier.consumer][0], 1 + multiplier.consumer};
+  const TileStore<typename C::Element, C::kTokens> store{
+      p.output, shared.stores[multiplier.consumer], 1 + multiplier.consumer};
   const int rank = static_cast<int>(ptx::cluster_rank());
   const int items = pairs_of(p) * p.token_tiles;
   for (int item = blockIdx.x / kCluster; item < items; item += gridDim.x / kCluster) {
@@ -201,9 +169,8 @@ __device__ void multiply_loop(const Params& p, Shared<C>& shared) {
     const int segment = work.pair * kConsumers + multiplier.consumer;
     multiplier.run();
     if (segment < p.segments) {
-      const Segment place = segment_of(p.lines, p.line_height, segment);
-      store(multiplier.d, place.line * p.line_height + place.offset,
-            (work.token_tile * kCluster + rank) * C::kTokens);
+      const Segment place = segment_of(p.lines, C::kSide, segment);
+      store(multiplier.d, place.line * C::kSide, (work.token_tile * kCluster + rank) * C::kTokens);
     }
   }
 }
