@@ -83,11 +83,14 @@ class BlockSparseLinear(torch.autograd.Function):
         out_features, activation, allow_tf32, preactivation, dtype = form
         needs_x, needs_values = ctx.needs_input_grad[:2]
         if needs_values and activation == "none" and dtype is None and preactivation != "return":
-            # The usual case, without all that follows.
-            ctx.form = form, None, x.size(-1)
+            # The usual case, past all that follows.
+            ctx.form, ctx.more = form, None
             ctx.save_for_backward(x, values, *index)
             with _BelowAutograd():
-                return _linear(x, values, index, bias, *linear_options(form))
+                if allow_tf32:
+                    return _linear(x, values, index, bias, out_features, activation, True)
+                # Arguments left out need not be parsed.
+                return _linear(x, values, index, bias, out_features)
         dtypes = None  # of the gradients, where not that of the product
         own_values = values
         if dtype is not None:
@@ -103,7 +106,7 @@ class BlockSparseLinear(torch.autograd.Function):
                     x, values, index, bias, out_features, activation, allow_tf32
                 )
             else:
-                y = _linear(x, values, index, bias, *linear_options(form))
+                y = _linear(x, values, index, bias, out_features, activation, allow_tf32)
                 state = y if activation == "relu" else None
         recomputes = at_preactivation and state is None
         kept = (
@@ -113,7 +116,7 @@ class BlockSparseLinear(torch.autograd.Function):
             *index,
         )
         # x.size: a nested x has no shape.
-        ctx.form = form, dtypes, x.size(-1)
+        ctx.form, ctx.more = form, (dtypes, x.size(-1))
         if activation == "none":
             ctx.save_for_backward(*kept)
         else:
@@ -125,11 +128,23 @@ class BlockSparseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, preactivation_grad: Tensor | None = None) -> Any:
-        x, values, *index = ctx.saved_tensors
-        form, dtypes, in_features = ctx.form
-        _, activation, allow_tf32, _, _ = form
+        out_features, activation, allow_tf32, _, _ = ctx.form
         needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
+        x, values, *index = ctx.saved_tensors
         recorded = torch.is_grad_enabled()
+        # A traced graph, which has subclasses, holds an operator for each gradient, so that those
+        # that nobody uses can go.
+        in_one_call = needs_values and type(grad) is Tensor and not (recorded or is_transformed())
+        if ctx.more is None and in_one_call:  # the usual case
+            with _BelowAutograd():
+                if allow_tf32:
+                    gradients = _linear_backward(
+                        grad, x, values, index, needs_x, needs_bias, None, True
+                    )
+                else:
+                    gradients = _linear_backward(grad, x, values, index, needs_x, needs_bias)
+            return *gradients, None, None
+        dtypes, in_features = ctx.more or (None, x.size(-1))
         if recorded and dtypes is not None:
             raise RuntimeError(
                 "block-sparse linear under autocast has no second derivative; call it outside of "
@@ -150,7 +165,7 @@ class BlockSparseLinear(torch.autograd.Function):
                         )
                 if state is None:
                     with guard():
-                        state = _linear(x, values, index, bias, form[0], "none", allow_tf32)
+                        state = _linear(x, values, index, bias, out_features, "none", allow_tf32)
                 grad = _ACTIVATION_GRADIENTS[activation](grad, state)
         if preactivation_grad is not None:
             grad = preactivation_grad if grad is None else grad + preactivation_grad
@@ -162,9 +177,7 @@ class BlockSparseLinear(torch.autograd.Function):
         options = (out_dtype, allow_tf32) if allow_tf32 or out_dtype is not None else ()
         dx = dvalues = dbias = None
         with guard():
-            # A traced graph, which has subclasses, holds an operator for each gradient, so that
-            # those that nobody uses can go.
-            if needs_values and not recorded and type(grad) is Tensor:
+            if in_one_call:
                 dx, dvalues, dbias = _linear_backward(
                     grad, x, values, index, needs_x, needs_bias, *options
                 )
@@ -174,18 +187,13 @@ class BlockSparseLinear(torch.autograd.Function):
                 if needs_values:
                     dvalues = _linear_weight_grad(grad, x, index, *values.shape, *options)
                 if needs_bias:
-                    dbias = grad.reshape(-1, form[0]).sum(0, dtype=dtypes and dtypes[2])
+                    dbias = grad.reshape(-1, out_features).sum(0, dtype=dtypes and dtypes[2])
         if dtypes is not None:
             dx, dvalues, dbias = (
                 None if gradient is None else gradient.to(own)
                 for gradient, own in zip((dx, dvalues, dbias), dtypes, strict=True)
             )
         return dx, dvalues, dbias, None, None
-
-
-def linear_options(form: Form) -> tuple[Any, ...]:
-    """The last arguments of the operator; those left out need not be parsed."""
-    return form[:1] if form[1] == "none" and not form[2] else form[:3]
 
 
 def _unwrapping(apply: Callable[..., Any]) -> Callable[..., Any]:

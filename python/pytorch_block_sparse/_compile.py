@@ -19,7 +19,7 @@ import torch.compiler.config
 DYNAMIC_SOURCES = (
     r".*\._modules\['weight'\]\.(_parameters|__dict__\['_parameters'\])\['values'\],"
     r".*\._modules\['weight'\]\.(_buffers|__dict__\['_buffers'\])"
-    r"\['(col_indices|block_ids|row_indices|t_block_ids|plan)'\]"
+    r"\['(col_indices|block_ids|row_indices|t_block_ids|plan|packed_index)'\]"
 )
 
 _config: Any = torch.compiler.config

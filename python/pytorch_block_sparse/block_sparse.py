@@ -41,7 +41,8 @@ class BlockSparseMatrix(SlotStorage):
     - `crow_indices` (R + 1), `col_indices` (slots), `block_ids` (slots), int32 buffers: the
       pattern, in block compressed sparse rows (BSR). Saved.
     - `ccol_indices`, `row_indices`, `t_block_ids`, `plan`: the same by columns, and tables of a
-      backend. Derived by `refresh`, not saved.
+      backend; `packed_index`, on the CPU, all of the index once more, in one tensor, which is what
+      the operators read there. Derived by `refresh`, not saved.
 
     A matrix may have no pattern yet: on the meta device, after `to_empty`, or from
     `torch.nn.utils.skip_init`. Products then refuse in a sentence until `reset_parameters` draws a
@@ -270,7 +271,7 @@ class BlockSparseMatrix(SlotStorage):
             return functional.linear(dense_a, self)
         check_features(dense_a, self.shape[0], "dense_a")
         result: Tensor = torch.ops.block_sparse.linear_input_grad(
-            dense_a, self.values, self.index, self.shape[1], functional.allows_tf32(dense_a)
+            dense_a, self.values, self.operands, self.shape[1], functional.allows_tf32(dense_a)
         )
         return result
 
@@ -291,7 +292,12 @@ class BlockSparseMatrix(SlotStorage):
         check_features(dense_b, self.shape[1], "dense_b")
         check_shape(dense_b[..., 0], dense_a.shape[:-1], "dense_b[..., 0]", "of dense_a[..., 0]")
         result: Tensor = torch.ops.block_sparse.linear_weight_grad(
-            dense_a, dense_b, self.index, *self.values.shape, None, functional.allows_tf32(dense_a)
+            dense_a,
+            dense_b,
+            self.operands,
+            *self.values.shape,
+            None,
+            functional.allows_tf32(dense_a),
         )
         if overwrite_data:
             with torch.no_grad():

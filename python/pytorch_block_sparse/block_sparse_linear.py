@@ -233,7 +233,7 @@ class BlockSparseLinear(nn.Module):
         return functional.linear_of(
             x,
             of_weight["values"] if "values" in of_weight else weight.values,  # noqa: SIM401
-            weight.index,
+            weight.operands,
             weight.shape,
             own["bias"] if "bias" in own else self.bias,  # noqa: SIM401
             self.activation,

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from . import ops as ops  # registers what the operators need
-from ._autograd import NEED_PREACTIVATION, Form, apply_untransformed, linear_options, needs_grad
+from ._autograd import NEED_PREACTIVATION, Form, apply_untransformed, needs_grad
 from ._products import is_transformed
 from ._validation import check_dense, describe
 
 # Bound once: looking them up takes as long as calling them.
+is_grad_enabled = torch.is_grad_enabled
 _BelowAutograd = torch._C._AutoDispatchBelowAutograd
 _is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 # What torch.backends.cuda.matmul.fp32_precision calls, two microseconds earlier.
@@ -37,7 +38,7 @@ class BlockSparseWeight(Protocol):
 
     @property
     def index(self) -> list[Tensor]:
-        """The seven int32 tensors of docs/architecture.md."""
+        """The seven int32 tensors of docs/architecture.md, or one that holds them all."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,7 +84,10 @@ def linear(
             unknown.
         RuntimeError: a dtype, a shape or the index does not fit; the sentence says which.
     """
-    if not isinstance(getattr(weight, "index", None), list):
+    index = getattr(weight, "operands", None)  # a BlockSparseMatrix has it
+    if index is None:
+        index = getattr(weight, "index", None)
+    if not isinstance(index, list):
         raise TypeError(f"weight is {describe(weight)}, expected a BlockSparseMatrix")
     if bias is not None:
         check_dense(bias, "bias")
@@ -95,7 +99,7 @@ def linear(
     if product is not None:
         y: Tensor = product(x, weight, bias, activation, preactivation)
         return y
-    return linear_of(x, weight.values, weight.index, weight.shape, bias, activation, preactivation)
+    return linear_of(x, weight.values, index, weight.shape, bias, activation, preactivation)
 
 
 def linear_of(
@@ -121,7 +125,7 @@ def linear_of(
             "weight"
         )
     form: Form = out_features, activation, x.is_cuda and allows_tf32(x), preactivation, None
-    differentiated = needs_grad(x, values, bias)
+    differentiated = is_grad_enabled() and needs_grad(x, values, bias)
     y: Tensor
     if is_compiling() or (
         # Asked for any device first, which takes a tenth of the time.
@@ -142,7 +146,11 @@ def linear_of(
         y = apply_untransformed(x, values, bias, index, form)
     else:
         with _BelowAutograd():  # as below_autograd, in place
-            y = _call_linear(x, values, index, bias, *linear_options(form))
+            if activation == "none" and not form[2]:
+                # Arguments left out need not be parsed.
+                y = _call_linear(x, values, index, bias, out_features)
+            else:
+                y = _call_linear(x, values, index, bias, *form[:3])
     return y
 
 

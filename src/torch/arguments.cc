@@ -24,6 +24,16 @@ std::string shape_of(const std::int64_t* sizes, std::int64_t dims) {
   return text + (dims == 1 ? ",)" : ")");
 }
 
+std::int64_t aligned(std::int64_t length) {
+  return (length + index_alignment - 1) / index_alignment * index_alignment;
+}
+
+/// Elements of an index in one tensor that come before its plan.
+std::int64_t packed_length(const PatternView& pattern) {
+  return aligned(pattern.n_block_rows() + 1) + aligned(pattern.n_block_cols() + 1) +
+         4 * aligned(pattern.slots);
+}
+
 /// As Python spells it, for the dtypes that people pass.
 const char* name_of_dtype(ScalarType type) {
   switch (type) {
@@ -162,7 +172,7 @@ void check_block_shape(std::int64_t block_height, std::int64_t block_width) {
 
 PatternView pattern_from(const std::vector<Tensor>& index, std::int64_t rows, std::int64_t cols,
                          std::int64_t block_height, std::int64_t block_width, std::int64_t slots) {
-  if (index.size() != n_index_parts) {
+  if (index.size() != n_index_parts && index.size() != 1) {
     fail("index has ", index.size(),
          " tensors; expected 7: [crow_indices, col_indices, "
          "block_ids, ccol_indices, row_indices, t_block_ids, plan]");
@@ -174,8 +184,18 @@ PatternView pattern_from(const std::vector<Tensor>& index, std::int64_t rows, st
   pattern.block_height = block_height;
   pattern.block_width = block_width;
   pattern.slots = slots;
+  const std::int32_t* packed = nullptr;
+  if (index.size() == 1) {
+    packed = index_data(index[0], "index", -1);
+    if (index[0].numel() < packed_length(pattern)) {
+      fail("index has shape ", shape_of(index[0]), "; expected at least ", packed_length(pattern),
+           " elements for ", slots, " slots in ", pattern.n_block_rows(), " x ",
+           pattern.n_block_cols(), " blocks");
+    }
+  }
   const auto data = [&](IndexPart part, std::int64_t length) {
-    return index_data(index[part], index_names[part], length);
+    if (packed == nullptr) return index_data(index[part], index_names[part], length);
+    return std::exchange(packed, packed + aligned(length));
   };
   pattern.crow_indices = data(crow_indices, pattern.n_block_rows() + 1);
   pattern.col_indices = data(col_indices, slots);
@@ -184,6 +204,16 @@ PatternView pattern_from(const std::vector<Tensor>& index, std::int64_t rows, st
   pattern.row_indices = data(row_indices, slots);
   pattern.t_block_ids = data(t_block_ids, slots);
   return pattern;
+}
+
+const std::int32_t* plan_from(const std::vector<Tensor>& index, const PatternView& pattern,
+                              std::int64_t length) {
+  if (index.size() == 1) {
+    const std::int64_t before = packed_length(pattern);
+    if (index[0].numel() - before != length) return nullptr;
+    return static_cast<const std::int32_t*>(index[0].const_data_ptr()) + before;
+  }
+  return index[plan].numel() == length ? index_data(index[plan], "plan", length) : nullptr;
 }
 
 PatternView pattern_of_blocks(const Tensor& crow, const Tensor& col, const Tensor& ids,

@@ -59,7 +59,8 @@ struct Rows {
   const void* data;
 };
 
-/// Positions in `Tensor[] index`.
+/// Positions in `Tensor[] index`, unless that is a single tensor, which holds all of them one after
+/// another, each at a multiple of `index_alignment`.
 enum IndexPart : std::size_t {
   crow_indices,
   col_indices,
@@ -71,12 +72,18 @@ enum IndexPart : std::size_t {
   n_index_parts,
 };
 
+inline constexpr std::int64_t index_alignment = 32;  // 128 bytes
+
 void check_block_shape(std::int64_t block_height, std::int64_t block_width);
 
 /// The pattern of a (rows, cols) matrix; lengths and dtypes are checked, the
 /// contents are not (check_bounds does that).
 PatternView pattern_from(const std::vector<Tensor>& index, std::int64_t rows, std::int64_t cols,
                          std::int64_t block_height, std::int64_t block_width, std::int64_t slots);
+
+/// The plan in an index whose other parts `pattern` has, or null if it is not of `length`.
+const std::int32_t* plan_from(const std::vector<Tensor>& index, const PatternView& pattern,
+                              std::int64_t length);
 
 /// A matrix of 1x1 blocks: what the saved part of an index alone says.
 PatternView pattern_of_blocks(const Tensor& crow, const Tensor& col, const Tensor& ids,

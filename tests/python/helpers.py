@@ -81,6 +81,13 @@ def gather_blocks(dense: Tensor, weight: Weight) -> Tensor:
     return slots
 
 
+def packed(index: list[Tensor]) -> list[Tensor]:
+    """The same index in one tensor, as docs/architecture.md says."""
+    *parts, plan = index
+    padded = [torch.nn.functional.pad(part, (0, -len(part) % 32)) for part in parts]
+    return [torch.cat([*padded, plan])]
+
+
 def random_weight(
     shape: tuple[int, int],
     block_shape: tuple[int, int],

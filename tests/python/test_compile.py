@@ -104,7 +104,7 @@ class Projection(torch.nn.Module):
 
 def test_matrix_under_another_name(device):
     """By the setting that docs/architecture.md names, and not without it."""
-    sources = r",.*\._modules\['proj'\]\..*\['(values|\w+_indices|\w+_ids)'\]"
+    sources = r",.*\._modules\['proj'\]\..*\['(values|packed_index|\w+_indices|\w+_ids)'\]"
     documented = Path(__file__).parents[2] / "docs" / "architecture.md"
     assert f'dynamic_sources += r"{sources}"' in documented.read_text()
     config = torch.compiler.config

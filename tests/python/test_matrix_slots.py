@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from dense_reference import close
+from helpers import packed
 from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix
@@ -40,6 +41,21 @@ def check_works(matrix: BlockSparseMatrix) -> None:
     close(matrix.reverse_matmul(g, False), g.double() @ dense, matrix.shape[0])
 
 
+def check_index_is(matrix: BlockSparseMatrix) -> None:
+    """`index` is the buffers of these names; the derived ones are up to date."""
+    assert all(a is b for a, b in zip(matrix.index, map(matrix.get_buffer, INDEX), strict=True))
+    if matrix.device.type == "cpu":
+        assert matrix.operands[0] is matrix.packed_index
+        assert torch.equal(matrix.packed_index, packed(matrix.index)[0])
+    else:
+        assert matrix.packed_index.numel() == 0
+        assert all(a is b for a, b in zip(matrix.operands, matrix.index, strict=True))
+    crow, col, ids, ccol, row, t_ids, _ = matrix.index
+    transposed = torch.ops.block_sparse.pattern_transpose(crow, col, ids, len(ccol) - 1)
+    for tensor, expected in zip((ccol, row, t_ids), transposed, strict=True):
+        assert torch.equal(tensor, expected)
+
+
 def test_layout_is_as_documented() -> None:
     matrix = scrambled()
     *index, plan = matrix.index
@@ -53,7 +69,7 @@ def test_layout_is_as_documented() -> None:
     assert matrix.row_indices[:6].tolist() == [0, 2, 1, 3, 0, 3]
     assert matrix.t_block_ids[:6].tolist() == [3, 1, 5, 4, 0, 2]
     assert not matrix.values[6:].any()
-    assert [a is b for a, b in zip(matrix.index, map(matrix.get_buffer, INDEX), strict=True)]
+    check_index_is(matrix)
     assert set(matrix.state_dict()) == {"values", *SAVED_INDEX}
 
 
@@ -195,7 +211,7 @@ def test_copies_work_and_are_independent(name: str) -> None:
     dense = matrix.to_dense().detach()
     copied = COPIES[name](matrix)
     assert torch.equal(copied.to_dense(), dense)
-    assert all(t is copied.get_buffer(n) for t, n in zip(copied.index, INDEX, strict=True))
+    check_index_is(copied)
     copied.drop_and_grow_(torch.tensor([0]), torch.tensor([2]), torch.tensor([2]))
     copied.multiply_(0.0)
     assert torch.equal(matrix.to_dense(), dense)

@@ -15,6 +15,7 @@ from helpers import (
     Weight,
     assert_product,
     gather_blocks,
+    packed,
     randn,
     random_weight,
 )
@@ -269,6 +270,29 @@ def test_pattern_transpose(geometry):
     assert not row[n:].any()
     assert not t_ids[n:].any()
     ops.pattern_check(crow, col, ids, len(ids), len(ccol) - 1)
+
+
+@every_geometry
+def test_index_in_one_tensor(device, geometry):
+    weight = random_weight(*geometry, dtype=torch.float32, device=device)
+    values, index, (out, in_) = weight.values, weight.index, weight.shape
+    one = packed(index)
+    x = randn(5, in_, dtype=torch.float32, device=device)
+    grad = randn(5, out, dtype=torch.float32, device=device, seed=2)
+    slots = values.shape
+    for call in (
+        lambda index: ops.linear(x, values, index, None, out),
+        lambda index: ops.linear_preactivation(x, values, index, None, out, "gelu"),
+        lambda index: ops.linear_input_grad(grad, values, index, in_),
+        lambda index: ops.linear_weight_grad(grad, x, index, *slots),
+        lambda index: ops.linear_backward(grad, x, values, index),
+    ):
+        torch.testing.assert_close(call(one), call(index), rtol=0, atol=0)
+    short = one[0][: one[0].numel() - index[-1].numel() - 1]
+    with pytest.raises(RuntimeError, match=r"index has shape .* expected at least \d+ elements"):
+        ops.linear(x, values, [short], None, out)
+    with pytest.raises(RuntimeError, match="index has dtype int64; expected int32"):
+        ops.linear(x, values, [one[0].long()], None, out)
 
 
 # opcheck ----------------------------------------------------------------------------------------

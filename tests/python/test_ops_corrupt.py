@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import random_weight
+from helpers import packed, random_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -104,20 +104,20 @@ def test_products_refuse_or_stay_in_bounds(case):
     fits = [len(t) for t in index[:6]] == lengths
     by_rows = fits and in_bounds(crow, col, ids, COLS, slots)
     by_cols = fits and in_bounds(ccol, row, t_ids, ROWS, slots)
+    sums = torch.zeros_like(values)
     for sound, call in (
-        (by_rows, lambda: ops.linear(x, values, index, None, ROWS * BLOCK)),
-        (by_cols, lambda: ops.linear_input_grad(grad, values, index, COLS * BLOCK)),
-        (by_rows, lambda: ops.linear_weight_grad(grad, x, index, slots, BLOCK, BLOCK)),
-        (
-            by_rows,
-            lambda: ops.linear_weight_grad_accumulate_(torch.zeros_like(values), grad, x, index),
-        ),
+        (by_rows, lambda index: ops.linear(x, values, index, None, ROWS * BLOCK)),
+        (by_cols, lambda index: ops.linear_input_grad(grad, values, index, COLS * BLOCK)),
+        (by_rows, lambda index: ops.linear_weight_grad(grad, x, index, slots, BLOCK, BLOCK)),
+        (by_rows, lambda index: ops.linear_weight_grad_accumulate_(sums, grad, x, index)),
+        (by_rows and by_cols, lambda index: ops.linear_backward(grad, x, values, index)),
     ):
-        if sound:
-            call()
-        else:
-            with pytest.raises(RuntimeError, match="|".join(NAMES)):
-                call()
+        for form in (index, packed(index)) if fits else (index,):
+            if sound:
+                call(form)
+            else:
+                with pytest.raises(RuntimeError, match="|".join(NAMES)):
+                    call(form)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

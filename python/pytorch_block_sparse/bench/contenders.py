@@ -86,7 +86,7 @@ def dense(o: Operands) -> Offer:
 
 def block_sparse(o: Operands) -> Offer:
     """This package."""
-    index, shape = o.matrix.index, tuple(o.matrix.shape)
+    index, shape = o.matrix.operands, tuple(o.matrix.shape)
     block = tuple(o.values[0].shape)
     tf32 = functional.allows_tf32(o.x[0])
     ops = torch.ops.block_sparse

@@ -68,7 +68,7 @@ class GradientNorms:
     ) -> Tensor:
         """activation(x Wᵀ + bias). A fused activation is computed apart, as its input is needed."""
         y = functional.linear_of(
-            x, weight.values, weight.index, weight.shape, bias, "none", preactivation
+            x, weight.values, weight.operands, weight.shape, bias, "none", preactivation
         )
         allow_tf32 = functional.allows_tf32(x)
         seen: Tensor = _SeenBackwards.apply(y, x.detach(), self.norms, self.block_shape, allow_tf32)

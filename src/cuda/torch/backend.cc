@@ -64,9 +64,7 @@ void CudaBackend::set_common(Args& args) const {
   args.allow_tf32 = allow_tf32_;
   // A plan of another length is empty, or of another version or device (an
   // exported program brings its own): products do without.
-  const Tensor& tables = (*index_)[plan];
-  const std::int64_t length = cuda::plan_size(args.pattern);
-  if (tables.numel() == length) args.plan = index_data(tables, "plan", length);
+  args.plan = plan_from(*index_, args.pattern, cuda::plan_size(args.pattern));
 }
 
 Status CudaBackend::run(ForwardArgs& args) const {
