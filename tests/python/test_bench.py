@@ -73,7 +73,7 @@ def test_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], dev
     # 12 of 24 blocks of 256 float32, in the time of the product.
     stored = 12 * 256 * 4 / about["copy_bytes_per_second"]
     assert first["copy_fraction"] == pytest.approx(stored / first["milliseconds"][OURS] * 1e3)
-    assert set(content["host_microseconds"]) == {"forward", "forward + backward"}
+    check_host(content)
 
     names = {"speedup-64x96-T2.png", "speedup-64x96-T128.png", "roofline.png"}
     assert {path.name for path in pictures.iterdir()} == names
@@ -81,6 +81,24 @@ def test_whole_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str], dev
     shown = capsys.readouterr().out
     assert "64→96" in shown
     assert "weight gradient" in shown
+
+
+def check_host(content: dict[str, Any]) -> None:
+    titles = ["forward", "forward for a backward", "forward + backward"]
+    assert list(content["host_microseconds"]) == titles
+    for times in content["host_microseconds"].values():
+        assert list(times) == [DENSE, OURS]
+        assert min(times.values()) > 0
+
+
+def test_host_time_alone(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bench(tmp_path, "--device", device, "--host", "--seconds", "0.01")
+    assert content["results"] == []
+    check_host(content)
+    times = content["host_microseconds"]["forward + backward"]
+    shown = capsys.readouterr().out
+    assert f"T=1, forward + backward: {DENSE} {times[DENSE]:.1f} µs" in shown
+    assert f"{times[OURS] / times[DENSE]:.2f} times as long" in shown
 
 
 def test_uneven_patterns_are_compared_with_even_ones(tmp_path: Path) -> None:

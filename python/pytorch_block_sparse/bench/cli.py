@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from . import contenders, layers, machine, models, options, report
+from . import contenders, host, layers, machine, models, options, report
 from .verify import WrongResult
 
 FORMAT = 2
@@ -78,6 +78,11 @@ def measured(asked: argparse.Namespace, command: str, console: Console) -> dict[
         warnings.filterwarnings("ignore", module=r"torch\.sparse")
         warnings.filterwarnings("ignore", "Sparse (BSR tensor support|invariant checks)")
         warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
+        if asked.host:
+            content["host_microseconds"] = host.host_microseconds(
+                asked.device, asked.dtype, asked.seconds
+            )
+            return content
         if asked.model is not None:
             usual = options.DEFAULTS[asked.device.type]
             work = models.Work.of(
@@ -99,7 +104,7 @@ def measured(asked: argparse.Namespace, command: str, console: Console) -> dict[
             content["results"] += layers.measure(problem, products, setting)
             layers.free_memory(asked.device)
     layers.compare_patterns(content["results"])
-    content["host_microseconds"] = layers.host_microseconds(asked.device)
+    content["host_microseconds"] = host.host_microseconds(asked.device, asked.dtype, 1.0)
     content["left_out"] = setting.left_out
     return content
 
@@ -168,7 +173,8 @@ def show(content: dict[str, Any], console: Console) -> None:
     for title, times in (content.get("host_microseconds") or {}).items():
         console.print(
             f"host time of a call, 64→64, T=1, {title}: "
-            + ", ".join(f"{name} {t:.1f} µs" for name, t in times.items()),
+            + ", ".join(f"{name} {t:.1f} µs" for name, t in times.items())
+            + f"; {times[contenders.OURS] / times[contenders.DENSE]:.2f} times as long",
             markup=False,
         )
 

@@ -6,12 +6,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
-from .. import BlockSparseLinear
 from . import goals, machine
 from .contenders import DENSE, OURS, Contender, Offer
 from .problems import DTYPES, Operands, Problem
@@ -142,38 +140,6 @@ def compare_patterns(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["pattern"] != "even" and key(row) in even:
             row["even_ratio"] = even[key(row)] / row["milliseconds"][OURS]
-
-
-def host_microseconds(device: torch.device) -> dict[str, dict[str, float]]:
-    """Host time of a call so small that almost all of it is spent outside the product.
-
-    On a GPU, of enqueueing it: nothing waits for the result.
-    """
-    calls_a_turn = 100
-    # Drawn on the CPU: the GPU's generator refuses after a capture that failed.
-    x = torch.randn(1, 64).to(device)
-    layers: dict[str, torch.nn.Module] = {
-        DENSE: torch.nn.Linear(64, 64).to(device),
-        OURS: BlockSparseLinear(64, 64, density=0.5).to(device),
-    }
-
-    def inference(layer: torch.nn.Module, i: int) -> None:
-        with torch.no_grad():
-            for _ in range(calls_a_turn):
-                layer(x)
-
-    def training(layer: torch.nn.Module, i: int) -> None:
-        for _ in range(calls_a_turn):
-            layer(x).sum().backward()
-
-    result = {}
-    for title, call in (("forward", inference), ("forward + backward", training)):
-        calls = {name: partial(call, layer) for name, layer in layers.items()}
-        times = medians(calls, 1.0)
-        result[title] = {name: 1e6 * t / calls_a_turn for name, t in times.items()}
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return result
 
 
 def free_memory(device: torch.device) -> None:

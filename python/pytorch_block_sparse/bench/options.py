@@ -91,6 +91,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--peers", type=_list(_peer), help=f"only these of {', '.join(PEERS)}; none"
     )
+    parser.add_argument(
+        "--host", action="store_true", help="only the host's time of a call of a small layer"
+    )
     parser.add_argument("--libxsmm", type=Path, help="the driver that `make bench` builds")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--plots", type=Path, help="a folder for pictures (needs matplotlib)")
@@ -116,8 +119,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if options.device is None:
         usable = _library.cuda_missing is None and torch.cuda.is_available()
         options.device = _device("cuda" if usable else "cpu")
+    other = options.model or options.read or options.host
     try:
-        options.problems = [] if options.model or options.read else list(_problems(options))
+        options.problems = [] if other else list(_problems(options))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if options.dtype is None:
