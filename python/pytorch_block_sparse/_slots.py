@@ -15,14 +15,13 @@ from ._matrix_api import BlockMatrix
 from ._optimizer_state import note_resize
 from ._sharding import local_part, local_rows
 from ._validation import as_indices, as_mask, check_shape, describe, is_distributed, is_int
-from .pattern import check_index, draw_pattern, index_of
+from .pattern import check_index, coo_of, draw_pattern, index_of, packed_index_of
 
 SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
 DERIVED_INDEX = ("ccol_indices", "row_indices", "t_block_ids", "plan")
 _INDEX = (*SAVED_INDEX, *DERIVED_INDEX)
 #: Up to so many blocks a change of the pattern is worked out on the CPU.
 FEW = 2**16
-_ALIGNMENT = 32  # elements, of the parts of an index in one tensor
 
 
 class SlotStorage(BlockMatrix):
@@ -164,8 +163,7 @@ class SlotStorage(BlockMatrix):
         self._ready = True
 
     def _build_plan(self) -> None:
-        """What the backend of the device derives from the index, nothing where there is none; and
-        the index in one tensor."""
+        """What the backend of the device derives, if there is one; and the index in one tensor."""
         device = self.crow_indices.device
         plan = self.crow_indices.new_zeros(0)
         if _library.has_backend(device):
@@ -174,9 +172,7 @@ class SlotStorage(BlockMatrix):
         self._buffers["plan"] = _written(self.plan, plan, device)
         packed = plan.new_zeros(0)
         if device.type == "cpu":
-            parts: list[Any] = [self._buffers[name] for name in _INDEX]
-            padded = [nn.functional.pad(part, (0, -len(part) % _ALIGNMENT)) for part in parts[:-1]]
-            packed = torch.cat([*padded, parts[-1]])
+            packed = packed_index_of([self.get_buffer(name) for name in _INDEX])
         self._buffers["packed_index"] = _written(self.packed_index, packed, device)
 
     def set_pattern_(self, mask: Tensor) -> None:
@@ -476,14 +472,6 @@ class SlotStorage(BlockMatrix):
         for name in ("col_indices", "block_ids", "row_indices", "t_block_ids"):
             self._buffers[name] = self.crow_indices.new_zeros(slots)
         note_resize(values, former)
-
-
-def coo_of(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
-    """(2, n) int32: block row and block column of the blocks of an index, in stored order."""
-    counts = crow_indices.diff()
-    rows = torch.arange(counts.numel(), dtype=torch.int32, device=counts.device)
-    rows = rows.repeat_interleave(counts)
-    return torch.stack([rows, col_indices[: rows.numel()]])
 
 
 def ddp_wrapper_of(parameter: nn.Parameter) -> nn.parallel.DistributedDataParallel | None:

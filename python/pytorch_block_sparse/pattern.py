@@ -251,3 +251,19 @@ def check_index(
         raise ValueError(prefix + str(error).partition("\n")[0]) from None
     if not int(index[0][-1]):
         raise ValueError(f"{prefix}crow_indices ends at 0, expected a pattern with a block")
+
+
+def coo_of(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
+    """(2, n) int32: block row and block column of the blocks of an index, in stored order."""
+    counts = crow_indices.diff()
+    rows = torch.arange(counts.numel(), dtype=torch.int32, device=counts.device)
+    rows = rows.repeat_interleave(counts)
+    return torch.stack([rows, col_indices[: rows.numel()]])
+
+
+def packed_index_of(index: list[Tensor]) -> Tensor:
+    """The seven index tensors in one, as the operators read it: each but the last is filled up to a
+    multiple of 32 elements."""
+    *parts, plan = index
+    padded = [torch.nn.functional.pad(part, (0, -len(part) % 32)) for part in parts]
+    return torch.cat([*padded, plan])

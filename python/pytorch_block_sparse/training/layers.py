@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .._optimizer_state import check_state, clear_slots, move_slots
-from .._slots import coo_of
 from .._validation import describe
 from ..block_sparse import BlockSparseMatrix
+from ..pattern import coo_of
 from . import scores
 from .forward_subset import ForwardSubset
 from .gradient_norms import GradientNorms
