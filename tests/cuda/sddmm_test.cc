@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
-
+#include <cstdint>
 #include <initializer_list>
 
 #include "layer.h"
@@ -275,6 +275,42 @@ INSTANTIATE_TEST_SUITE_P(Sm90, WeightGradient,
                          testing::ValuesIn(cases_of("sm90_sddmm", sm90_layers())));
 INSTANTIATE_TEST_SUITE_P(Cells, WeightGradient,
                          testing::ValuesIn(cases_of("sm90_cells", cells_layers())));
+
+TEST(WeightGradientDispatch, TheFastestKernelIsChosen) {
+  cudaDeviceProp device{};
+  BLOCK_SPARSE_CUDA_OK(cudaGetDeviceProperties(&device, 0));
+  const bool hopper = device.major == 9;
+  // The choice reads no data.
+  void* const data = reinterpret_cast<void*>(std::uintptr_t{1} << 20);
+  WeightGradientArgs a;
+  a.dtype = a.out_dtype = DataType::bf16;
+  a.pattern.cols = a.ldx = 4096;
+  a.dy = a.x = a.dvalues = data;
+  const auto chosen = [&](std::int64_t out, std::int64_t height, std::int64_t width, double density,
+                          std::int64_t tokens = 8192) {
+    a.pattern.rows = a.lddy = out;
+    a.pattern.block_height = height;
+    a.pattern.block_width = width;
+    a.pattern.slots =
+        static_cast<std::int64_t>(density * static_cast<double>(out / height * 4096 / width));
+    a.tokens = tokens;
+    a.workspace = {data, weight_gradient_workspace(a)};
+    return kernel_of(a);
+  };
+  const char* cells = hopper ? "sm90_cells" : "sm80_sddmm";
+  const char* high = hopper ? "sm90_sddmm" : "sm80_sddmm";
+  EXPECT_EQ(chosen(14336, 128, 128, .25), cells);
+  EXPECT_EQ(chosen(14336, 128, 128, .5), high);
+  EXPECT_EQ(chosen(14336, 64, 64, .1), cells);
+  EXPECT_EQ(chosen(4096, 64, 64, .1), high);
+  EXPECT_EQ(chosen(14336, 32, 32, .05), cells);
+  EXPECT_EQ(chosen(4096, 32, 32, .5), cells);
+  EXPECT_EQ(chosen(4096, 32, 32, .1), "sm80_sddmm");
+  EXPECT_EQ(chosen(14336, 16, 16, .05), cells);
+  EXPECT_EQ(chosen(4096, 16, 16, .1), cells);
+  EXPECT_EQ(chosen(14336, 16, 16, .5, 300), "sm80_sddmm");
+  EXPECT_EQ(chosen(14336, 16, 32, .5), "sm80_sddmm");
+}
 
 struct NormsCase {
   LayerCase layer;

@@ -14,14 +14,8 @@ namespace {
 TilingProblem problem_of(int out, int in, int height, int width, double density, int tokens) {
   const int rows = out / height;
   const int columns = in / width;
-  return {rows,
-          columns,
-          height,
-          width,
-          kCluster * capacity(height, width),
-          std::max(static_cast<int>(density * rows * columns), 1),
-          tokens,
-          66};
+  return {rows,   columns, height, width, std::max(static_cast<int>(density * rows * columns), 1),
+          tokens, 132};
 }
 
 /// What the kernels rely on: the units cover the plane once, in order, and the
@@ -38,6 +32,8 @@ void expect_fits(const TilingProblem& p) {
   plane.panel_columns = std::max(width / p.cell_width, 1);
   plane.groups = t.groups;
   plane.segments = t.segments;
+  plane.by_row = t.by_row;
+  ASSERT_TRUE(t.cluster == 1 || t.cluster == 2);
   ASSERT_GE(t.groups, 1);
   ASSERT_GE(t.segments, 1);
   ASSERT_TRUE(t.stage_tokens == 32 || (t.stage_tokens == 16 && !wide));
@@ -46,19 +42,25 @@ void expect_fits(const TilingProblem& p) {
   for (int i = 0; i < plane.units(); ++i) {
     const Unit u = unit_of(plane, i);
     ASSERT_EQ(u.base, cells);
-    // Room for a hole in each column of pairs.
-    cells += std::int64_t(u.rows + (plane.pairs ? 1 : 0)) * u.columns;
+    // Room for a hole in each line of pairs.
+    const bool down = plane.pairs && !plane.by_row;
+    const bool across = plane.pairs && plane.by_row;
+    cells += std::int64_t(u.rows + (down ? 1 : 0)) * (u.columns + (across ? 1 : 0));
     const int rows = ceil_div(u.rows, plane.panel_rows);
     const int columns = ceil_div(u.columns, plane.panel_columns);
     ASSERT_LE(rows, kMaxPanels);
     ASSERT_LE(columns, kMaxPanels);
     ASSERT_LE(u.rows * u.columns, kMaxUnitCells);
-    const int panels = wide ? 2 * p.capacity / kCluster : rows + columns;
+    // A pair of cells of 32 needs one column.
+    const int cells_of_cta = capacity(p.cell_height, p.cell_width);
+    const int panels = wide          ? 2 * cells_of_cta
+                       : plane.pairs ? rows + std::min(columns, cells_of_cta / 2)
+                                     : rows + columns;
     const int boxes = panels * std::max(p.cell_height / kBoxFeatures, 1);
     ASSERT_LE(boxes, kMaxStageBoxes);
     ASSERT_LE(2 * boxes * width * 2 * t.stage_tokens, kRingBytes);
   }
-  EXPECT_EQ(cells, std::int64_t(p.rows + (plane.pairs ? t.groups : 0)) * p.columns);
+  EXPECT_EQ(cells, listed_cells(plane));
 }
 
 TEST(Tiling, FitsTheKernels) {
@@ -83,14 +85,40 @@ TEST(Tiling, FitsTheKernels) {
   }
 }
 
+Rounds rounds_of(int tokens) {
+  Rounds r{};
+  r.clusters = 66;
+  r.tokens = tokens;
+  r.stage_tokens = 32;
+  r.capacity = 24;
+  r.unit_pieces = 10;
+  r.piece_ns = 100000;
+  r.slab_bytes = 393216;
+  r.max_slabs = 132;
+  return r;
+}
+
 TEST(Tiling, SplitsAreWeighed) {
-  const Rounds r{66, 8192, 32, 192, 100000, 393216, 132};
+  const Rounds r = rounds_of(8192);
   EXPECT_FALSE(can_split(r, 50, 3));  // more than two rounds
-  EXPECT_FALSE(can_split({66, 511, 32, 192, 100000, 1, 132}, 1, 2));
-  EXPECT_TRUE(can_split({66, 512, 32, 192, 100000, 1, 132}, 1, 2));
+  EXPECT_FALSE(can_split(rounds_of(511), 1, 2));
+  EXPECT_TRUE(can_split(rounds_of(512), 1, 2));
   EXPECT_EQ(tail_ns(r, 50, 1), 100000);
   EXPECT_LT(tail_ns(r, 33, 2), tail_ns(r, 33, 1));
   EXPECT_GT(tail_ns(r, 65, 2), tail_ns(r, 65, 1));
+}
+
+TEST(Tiling, PiecesFillTheRoundsAndAreNeverEmpty) {
+  const Rounds r = rounds_of(8192);
+  Plane p{};
+  EXPECT_EQ(pieces_of(p, r, 0), 0);
+  EXPECT_EQ(pieces_of(p, r, 7), 7);
+  EXPECT_EQ(pieces_of(p, r, 100), 10);
+  EXPECT_EQ(pieces_of(p, r, 241), 11);
+  p.pairs = true;
+  EXPECT_EQ(pieces_of(p, r, 0), 0);
+  EXPECT_EQ(pieces_of(p, r, 8), 4);
+  EXPECT_EQ(pieces_of(p, r, 100), 10);
 }
 
 }  // namespace

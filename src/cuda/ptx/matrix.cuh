@@ -21,20 +21,6 @@ __device__ __forceinline__ void load_matrix_x4_transposed(std::uint32_t (&r)[4],
                : "r"(address)
                : "memory");
 }
-/// Leaves `r` as it is where `condition` is 0; it must be the same in all lanes.
-__device__ __forceinline__ void load_matrix_x4_transposed_if(std::uint32_t (&r)[4],
-                                                             std::uint32_t address,
-                                                             unsigned condition) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.u32 p, %5, 0;\n"
-      "@p ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-      "}"
-      : "+r"(r[0]), "+r"(r[1]), "+r"(r[2]), "+r"(r[3])
-      : "r"(address), "r"(condition)
-      : "memory");
-}
 __device__ __forceinline__ void store_matrix_x4_transposed(std::uint32_t address, std::uint32_t a,
                                                            std::uint32_t b, std::uint32_t c,
                                                            std::uint32_t d) {

@@ -18,20 +18,21 @@ constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
 constexpr int kMaxStages = 8;
 
-/// Cells of 64 x 64 and 128 x 128 go through wgmma; lower or narrower ones
-/// through mma.sync, which has no minimum of 64 rows.
-template <class Element_, int CellHeight, int CellWidth>
+/// Cells of 32 x 32, 64 x 64 and 128 x 128 go through wgmma; those with a side of
+/// 16 through mma.sync, which has no minimum of 64 rows.
+template <class Element_, int CellHeight, int CellWidth, int Cluster>
 struct Config {
   using Element = Element_;
   static constexpr int kHeight = CellHeight;
   static constexpr int kWidth = CellWidth;
+  static constexpr int kCluster = Cluster;  // CTAs that share loads
   static constexpr bool kPaired = are_paired(kHeight, kWidth);
+  static constexpr bool kByRow = are_paired_by_row(kHeight, kWidth);
   static constexpr int kTogether = kPaired ? 2 : 1;  // cells of a product
-  static constexpr bool kWarpgroups = kHeight >= 64 || kPaired;
   static constexpr int kBox = box_features(kHeight, kWidth);
   /// Whoever works on cells of its own: warps, warpgroups, or, as each
   /// warpgroup takes 64 rows of cells of 128, both together.
-  static constexpr int kWorkers = kWarpgroups ? (kHeight == 128 ? 1 : kConsumers) : 4 * kConsumers;
+  static constexpr int kWorkers = kHeight == 128 ? 1 : kPaired ? kConsumers : 4 * kConsumers;
   static constexpr int kWorkerThreads = kConsumers * 128 / kWorkers;
   static constexpr int kOwned = accumulators(kHeight, kWidth) * kWorkerThreads / (kHeight * kWidth);
   static constexpr int kCapacity = kWorkers * kOwned;  // of a CTA
@@ -54,20 +55,14 @@ struct Params {
 };
 
 /// Which cell a worker multiplies: where its operands lie in a stage, in units of
-/// 16 bytes, and whether they differ from those of the worker's cell before.
+/// 16 bytes.
 struct Operands {
-  static constexpr unsigned kLoadDy = 1u << 26;
-  static constexpr unsigned kLoadX = 1u << 27;
-  unsigned word;
-  __device__ static Operands of(int dy, int x, bool load_dy, bool load_x) {
-    return {unsigned(dy) | unsigned(x) << 13 | (load_dy ? kLoadDy : 0) | (load_x ? kLoadX : 0)};
-  }
-  __device__ unsigned dy() const { return word & 0x1fff; }
-  __device__ unsigned x() const { return word >> 13 & 0x1fff; }
+  std::uint16_t dy;
+  std::uint16_t x;
 };
 
-/// The same of a pair, as the low words of wgmma's descriptors: the first cell's
-/// dy and the distance to the second's; x.
+/// The same of a pair, as the low words of wgmma's descriptors: of the first cell,
+/// and where the two differ also the distance to the second's, in the upper half.
 struct PairOperands {
   unsigned dy;
   unsigned x;
@@ -99,8 +94,8 @@ struct Shared {
       16) std::conditional_t<C::kPaired, PairOperands, Operands> operands[C::kWorkers][kProducts];
   Target targets[C::kWorkers][C::kOwned];
   Cell cells[C::kPieceCells];
-  alignas(16) unsigned row_panels[kCluster][kMaxPanels / 32];  // bits, for each CTA
-  alignas(16) unsigned column_panels[kCluster][kMaxPanels / 32];
+  alignas(16) unsigned row_panels[C::kCluster][kMaxPanels / 32];  // bits, for each CTA
+  alignas(16) unsigned column_panels[C::kCluster][kMaxPanels / 32];
   Box boxes[kMaxStageBoxes];
   Piece piece;
   bool found;
@@ -118,13 +113,14 @@ struct Place {
   }
 };
 
-/// Tells both CTAs that this warp has read a stage, as either loads into both.
+/// Tells the CTAs that load into it that this warp has read a stage.
+template <class C>
 __device__ __forceinline__ void release_stage(std::uint64_t* empty) {
   const unsigned lane = threadIdx.x % 32;
-  const unsigned rank = ptx::cluster_rank();
+  const unsigned rank = C::kCluster == 1 ? 0 : ptx::cluster_rank();
   if (lane == rank) {
     ptx::barrier_arrive(empty);
-  } else if (lane < kCluster) {
+  } else if (lane < C::kCluster) {
     ptx::barrier_arrive_cluster(empty, lane);
   }
 }

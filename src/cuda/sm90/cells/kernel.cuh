@@ -13,19 +13,19 @@ template <class C>
 __device__ void multiply_loop(const Params& p, Shared<C>& shared) {
   using Multiplier = std::conditional_t<
       C::kPaired, PairMultiplier<C>,
-      std::conditional_t<C::kWarpgroups, WarpgroupMultiplier<C>, WarpMultiplier<C>>>;
+      std::conditional_t<C::kWorkers == 1, WarpgroupMultiplier<C>, WarpMultiplier<C>>>;
   Multiplier multiplier{p, shared};
   Task task;
-  for (int item = blockIdx.x / kCluster; set_up<C>(p, shared, item, &task);
-       item += gridDim.x / kCluster) {
+  for (int item = blockIdx.x / C::kCluster; set_up<C>(p, shared, item, &task);
+       item += gridDim.x / C::kCluster) {
     multiplier.run(task);
   }
 }
 
-/// dvalues = dyᵀ x on the stored blocks: a producer warp and two consumer
-/// warpgroups, persistent over pieces of the plane.
+/// dvalues = dyᵀ x on the stored blocks: a warpgroup that loads and two that
+/// multiply, persistent over pieces of the plane.
 template <class C>
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void __cluster_dims__(C::kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     kernel(const Params p, const __grid_constant__ CUtensorMap dy_map,
            const __grid_constant__ CUtensorMap x_map) {
   extern __shared__ unsigned char raw[];
@@ -34,7 +34,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < kMaxStages; ++s) {
       ptx::barrier_init(&shared.full[s], 1);
-      ptx::barrier_init(&shared.empty[s], kCluster * kConsumers * 4);
+      ptx::barrier_init(&shared.empty[s], C::kCluster * kConsumers * 4);
     }
     ptx::fence_barrier_init();
   }
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const Params p) 
   ptx::wait_for_kernels_before();
   if (threadIdx.x < 32) {
     int upto;
-    const PieceCount count = count_pieces(p.rounds, p.counts, p.plane.units(), &upto);
+    const PieceCount count = count_pieces(p.plane, p.rounds, p.counts, &upto);
     Piece found{};
     if (tail < count.tail && count.splits > 1) {
       locate_piece(p.plane, p.rounds, p.counts, upto, count.whole + tail, &found);

@@ -14,8 +14,8 @@ __device__ void load_loop(const Params& p, const CUtensorMap* dy_map, const CUte
   const int index = static_cast<int>(threadIdx.x) % 32 * 4 + static_cast<int>(threadIdx.x) / 32;
   Task task;
   Place at;
-  for (int item = blockIdx.x / kCluster; set_up<C>(p, shared, item, &task);
-       item += gridDim.x / kCluster) {
+  for (int item = blockIdx.x / C::kCluster; set_up<C>(p, shared, item, &task);
+       item += gridDim.x / C::kCluster) {
     const Box box = shared.boxes[min(index, kMaxStageBoxes - 1)];
     const bool loads = index < task.boxes && box.loaded_here;
     const CUtensorMap* map = box.of_dy ? dy_map : x_map;
@@ -34,7 +34,7 @@ __device__ void load_loop(const Params& p, const CUtensorMap* dy_map, const CUte
       if (loads) {
         unsigned char* to = shared.ring + at.stage * task.stage_bytes + index * task.box_bytes;
         if (box.for_both) {
-          ptx::load_box_multicast(map, to, full, token, box.feature, (1 << kCluster) - 1);
+          ptx::load_box_multicast(map, to, full, token, box.feature, (1 << C::kCluster) - 1);
         } else {
           ptx::load_box(map, to, full, token, box.feature);
         }

@@ -7,13 +7,16 @@
 
 namespace block_sparse::cuda::sm90::cells {
 
-/// A consumer warpgroup that multiplies pairs of cells of 32 x 32 with the same
-/// column: the 64 rows of dy of a product are gathered by its descriptor.
+/// A consumer warpgroup that multiplies pairs of cells: of 32 x 32 with the same
+/// column, of 64 x 64 with the same row. What differs, 64 rows of dy or 128 columns
+/// of x, is gathered by a product's descriptor.
 template <class C>
 struct PairMultiplier {
-  using Mma = ptx::Wgmma<typename C::Element, 32>;
+  using Mma = ptx::Wgmma<typename C::Element, C::kByRow ? 2 * C::kWidth : C::kWidth>;
+  static constexpr int kSums = (C::kByRow ? 2 : 1) * C::kWidth / 2;  // of a product
+  static constexpr int kRowBytes = C::kBox * 2;
   static constexpr int kProducts = Shared<C>::kProducts;
-  static constexpr int kGroup = 4;  // products between reads of descriptors
+  static constexpr int kGroup = kProducts / 3;  // products between reads of descriptors
   static_assert(kProducts % kGroup == 0);
 
   const Params& p;
@@ -22,7 +25,7 @@ struct PairMultiplier {
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Place at{};
-  float d[kProducts][16];
+  float d[kProducts][kSums];
 
   __device__ __forceinline__ void fence() {
 #pragma unroll
@@ -41,13 +44,13 @@ struct PairMultiplier {
       ptx::barrier_wait(&shared.full[stage], at.parity());
       at.advance(task.ring_stages);
       if constexpr (Groups == 0) {
-        release_stage(&shared.empty[stage]);
+        release_stage<C>(&shared.empty[stage]);
         continue;
       }
       // Descriptors differ in their low words.
       std::uint64_t base =
-          ptx::operand<64>(ptx::shared_address(shared.ring) + stage * task.stage_bytes, 0);
-      for (int step = 0; step < steps; ++step, base += 16 * 64 / 16) {
+          ptx::operand<kRowBytes>(ptx::shared_address(shared.ring) + stage * task.stage_bytes, 0);
+      for (int step = 0; step < steps; ++step, base += kRowBytes) {
         const auto operand = [&](std::uint32_t offset) {
           return (base >> 32 << 32) | (static_cast<std::uint32_t>(base) + offset);
         };
@@ -63,13 +66,14 @@ struct PairMultiplier {
         ptx::wgmma_commit();
         fence();
         ptx::wgmma_wait<1>();
+        // Only this step's products still run.
+        if (step == 0 && in_flight >= 0) release_stage<C>(&shared.empty[in_flight]);
       }
-      if (in_flight >= 0) release_stage(&shared.empty[in_flight]);
       in_flight = stage;
     }
     ptx::wgmma_wait<0>();
     fence();
-    if (in_flight >= 0) release_stage(&shared.empty[in_flight]);
+    if (in_flight >= 0) release_stage<C>(&shared.empty[in_flight]);
   }
 
   __device__ __forceinline__ void run(const Task& task) {
@@ -98,12 +102,13 @@ struct PairMultiplier {
 #pragma unroll
     for (int j = 0; j < kProducts; ++j) {
       if (j >= count) continue;
-      const int cell = 2 * j + warp / 2;
-      if (shared.targets[worker][cell].slot < 0) continue;
 #pragma unroll
-      for (int i = 0; i < 16; i += 2) {
-        store(cell, warp % 2 * 16 + lane / 4 + i / 2 % 2 * 8, i / 4 * 8 + lane % 4 * 2, d[j][i],
-              d[j][i + 1]);
+      for (int i = 0; i < kSums; i += 2) {
+        const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8;
+        const int column = i / 4 * 8 + lane % 4 * 2;
+        const int cell = 2 * j + (C::kByRow ? i / 4 * 8 / C::kWidth : warp / 2);
+        if (shared.targets[worker][cell].slot < 0) continue;
+        store(cell, row % C::kHeight, column % C::kWidth, d[j][i], d[j][i + 1]);
       }
     }
   }

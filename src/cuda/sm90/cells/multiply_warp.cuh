@@ -8,15 +8,15 @@
 
 namespace block_sparse::cuda::sm90::cells {
 
-/// A consumer warp that multiplies cells of sides 16 and 32 by mma.sync. Its
-/// cells are sorted by columns: neighbours mostly share x, which is then read
-/// once, while dy is read for each, some cells ahead.
+/// A consumer warp that multiplies cells of sides 16 and 32 by mma.sync. Operands
+/// are read for each cell, some cells ahead: a test whether its neighbour has the
+/// same costs more than reading them again.
 template <class C>
 struct WarpMultiplier {
   using Element = typename C::Element;
   static constexpr int kTilesM = C::kHeight / 16;
   static constexpr int kTilesN = C::kWidth / 8;
-  /// Blocks of dy in registers; cells are worked on in groups of as many.
+  /// Cells whose operands are in registers, worked on as a group.
   static constexpr int kAhead = C::kHeight * C::kWidth >= 512 ? 2 : 4;
   static constexpr int kGroups = C::kOwned / kAhead;
   static_assert(C::kOwned % kAhead == 0);
@@ -28,49 +28,55 @@ struct WarpMultiplier {
   Place at{};
   float d[C::kOwned][kTilesM][kTilesN][4];
   std::uint32_t a[kAhead][kTilesM][4];
-  unsigned words[C::kOwned];
+  std::uint32_t b[kAhead][kTilesN / 2][4];
+  std::uint32_t dy[C::kOwned], x[C::kOwned];  // where this lane reads, from the first token on
 
   // Rows of shared memory are tokens, so all matrices are read transposed: of dy
   // (rows low, high) x (tokens low, high), of x (tokens low, high) x (columns low,
   // high). Units of 16 bytes are XORed with the row; cells begin at even units,
   // those 32 wide at multiples of four.
-  __device__ __forceinline__ void load_dy(int buffer, unsigned word, std::uint32_t tokens) {
-    const std::uint32_t at_lane =
+  __device__ __forceinline__ void find_operands() {
+    const std::uint32_t at_dy =
         (lane % 8 + lane / 16 * 8) * 128 | ((lane / 8 % 2) ^ (lane % 8)) * 16;
-    const std::uint32_t dy = tokens + (Operands{word}.dy() * 16 ^ at_lane);
+    const std::uint32_t at_x = (lane % 16) * 128 | ((lane / 16) ^ (lane % 8)) * 16;
+#pragma unroll
+    for (int j = 0; j < C::kOwned; ++j) {
+      const Operands of = shared.operands[worker][j];
+      dy[j] = of.dy * 16u ^ at_dy;
+      x[j] = of.x * 16u ^ at_x;
+    }
+  }
+  __device__ __forceinline__ void load(int buffer, std::uint32_t at_dy, std::uint32_t at_x) {
 #pragma unroll
     for (int m = 0; m < kTilesM; ++m) {
-      ptx::load_matrix_x4_transposed(a[buffer][m], dy ^ m * 32);
+      ptx::load_matrix_x4_transposed(a[buffer][m], at_dy ^ m * 32);
+    }
+#pragma unroll
+    for (int n = 0; n < kTilesN / 2; ++n) {
+      ptx::load_matrix_x4_transposed(b[buffer][n], at_x ^ n * 32);
     }
   }
 
-  /// The products of the 16 tokens at `tokens` in shared memory. Their first blocks
-  /// of dy are in registers; those of the 16 at `next` will be.
+  /// The products of the 16 tokens at `tokens` in shared memory. The operands of the
+  /// first group are in registers; those for the 16 at `next` will be.
   __device__ __forceinline__ void step(std::uint32_t tokens, std::uint32_t next, int groups) {
-    const std::uint32_t at_lane = (lane % 16) * 128 | ((lane / 16) ^ (lane % 8)) * 16;
-    std::uint32_t b[kTilesN / 2][4] = {};
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       if (g >= groups) break;
       const bool last = g == kGroups - 1 || g == groups - 1;
-      const std::uint32_t from = last ? next : tokens;
 #pragma unroll
       for (int q = 0; q < kAhead; ++q) {
         const int j = g * kAhead + q;
-        const std::uint32_t x = tokens + (Operands{words[j]}.x() * 16 ^ at_lane);
-#pragma unroll
-        for (int n = 0; n < kTilesN / 2; ++n) {
-          ptx::load_matrix_x4_transposed_if(b[n], x ^ n * 32, words[j] & Operands::kLoadX);
-        }
 #pragma unroll
         for (int n = 0; n < kTilesN; ++n) {
 #pragma unroll
           for (int m = 0; m < kTilesM; ++m) {
-            ptx::mma_16x8x16<Element>(d[j][m][n], a[q][m], b[n / 2][n % 2 * 2],
-                                      b[n / 2][n % 2 * 2 + 1]);
+            ptx::mma_16x8x16<Element>(d[j][m][n], a[q][m], b[q][n / 2][n % 2 * 2],
+                                      b[q][n / 2][n % 2 * 2 + 1]);
           }
         }
-        load_dy(q, last ? words[q] : words[(j + kAhead) % C::kOwned], from);
+        const int then = (j + kAhead) % C::kOwned;
+        load(q, last ? next + dy[q] : tokens + dy[then], last ? next + x[q] : tokens + x[then]);
       }
     }
   }
@@ -84,14 +90,13 @@ struct WarpMultiplier {
     for (int i = 0; i < C::kOwned * kTilesM * kTilesN * 4; ++i) (&d[0][0][0][0])[i] = 0;
     const int count = cells_of<C>(task, worker);
     const int groups = ceil_div(count, kAhead);
-#pragma unroll
-    for (int j = 0; j < C::kOwned; ++j) words[j] = shared.operands[worker][j].word;
+    find_operands();
     const std::uint32_t ring = ptx::shared_address(shared.ring);
     const int steps = p.rounds.stage_tokens / 16;
     at.stage = 0;
     if (task.stages > 0) wait(0);
 #pragma unroll
-    for (int q = 0; q < kAhead; ++q) load_dy(q, words[q], ring);
+    for (int q = 0; q < kAhead; ++q) load(q, ring + dy[q], ring + x[q]);
     std::uint32_t tokens = ring;
     for (int s = 0, i = 0; s < task.stages;) {
       const int stage = at.stage;
@@ -108,7 +113,7 @@ struct WarpMultiplier {
       tokens = next;
       if (!ends) continue;
       __syncwarp();
-      release_stage(&shared.empty[stage]);
+      release_stage<C>(&shared.empty[stage]);
     }
     const CellStore<C> store{p, task, shared.targets[worker]};
 #pragma unroll

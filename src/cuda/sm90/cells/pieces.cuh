@@ -24,14 +24,15 @@ struct PieceCount {
 
 /// The number of pieces of the plane; by a warp together. `upto` becomes the
 /// sum over the units of this lane and the lanes before.
-__device__ __forceinline__ PieceCount count_pieces(const Rounds& r, const int* counts, int units,
-                                                   int* upto) {
+__device__ __forceinline__ PieceCount count_pieces(const Plane& p, const Rounds& r,
+                                                   const int* counts, int* upto) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int units = p.units();
   const int a_lane = ceil_div(units, 32);
   int sum = 0;
   for (int i = 0; i < a_lane; ++i) {
     const int u = lane * a_lane + i;
-    if (u < units) sum += ceil_div(counts[u], r.capacity);
+    if (u < units) sum += pieces_of(p, r, counts[u]);
   }
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
@@ -63,7 +64,7 @@ __device__ __forceinline__ void locate_piece(const Plane& p, const Rounds& r, co
   for (int base = owner * a_lane;; base += 32) {
     const int u = base + lane;
     const int cells = u < min((owner + 1) * a_lane, p.units()) ? counts[u] : 0;
-    const int pieces = ceil_div(cells, r.capacity);
+    const int pieces = pieces_of(p, r, cells);
     int sum = pieces;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
@@ -94,7 +95,7 @@ __device__ __forceinline__ void locate_piece(const Plane& p, const Rounds& r, co
 __device__ __forceinline__ bool find_piece(const Plane& p, const Rounds& r, const int* counts,
                                            int item, Piece* piece) {
   int upto;
-  const PieceCount n = count_pieces(r, counts, p.units(), &upto);
+  const PieceCount n = count_pieces(p, r, counts, &upto);
   if (item >= n.items()) return false;
   int index = item;
   piece->begin = 0;

@@ -6,25 +6,35 @@
 /// How the weight gradient is cut into pieces of work.
 ///
 /// A piece is a set of cells (blocks, or the parts that larger blocks are cut
-/// into) whose sums a cluster of two CTAs holds in registers, half each, while it
-/// walks along the tokens.
+/// into) whose sums a CTA, or a cluster of two, half each, holds in registers while
+/// it walks along the tokens.
 /// Each token brings in the features of dy of all the rows, and those of x of
 /// all the columns, that a piece touches; so its cells lie close together in the
 /// plane of rows and columns. The plane is cut into units (groups of rows x
 /// segments of columns); the cells stored in a unit, column after column or row
-/// after row, are dealt out evenly to as few pieces as hold them.
+/// after row, are dealt out evenly to as few pieces as hold them, or to as many as
+/// keep all multiprocessors busy to the end.
 namespace block_sparse::cuda::sm90::cells {
 
 /// Cells of 32 x 32 are multiplied in pairs that share a column: 64 rows, the
-/// least that wgmma takes, gathered from two places.
+/// least that wgmma takes, gathered from two places. Those of 64 x 64 in pairs that
+/// share a row, whose dy is then read from shared memory once: 128 columns gathered.
 constexpr bool are_paired(int cell_height, int cell_width) {
-  return cell_height == 32 && cell_width == 32;
+  return cell_height == cell_width && (cell_height == 32 || cell_height == 64);
+}
+constexpr bool are_paired_by_row(int cell_height, int cell_width) {
+  return are_paired(cell_height, cell_width) && cell_height == 64;
+}
+/// Two CTAs may hold a piece's sums together and load for each other. Cells that go
+/// through mma.sync are bound by that: there it is slower throughout.
+constexpr bool may_share(int cell_height, int cell_width) {
+  return cell_height == cell_width && cell_height >= 32;
 }
 /// Features are loaded in boxes of this width: 128 bytes of a token, or the width
 /// of a cell that is gathered.
 constexpr int kBoxFeatures = 64;
 constexpr int box_features(int cell_height, int cell_width) {
-  return are_paired(cell_height, cell_width) ? 32 : kBoxFeatures;
+  return cell_height == 32 && are_paired(cell_height, cell_width) ? 32 : kBoxFeatures;
 }
 /// Limits of a unit, from the shared memory of the kernels.
 constexpr int kMaxSidePanels = 32767;      // of the matrix; its square is an int
@@ -40,7 +50,6 @@ constexpr int kMinSplitTokens = 256;
 constexpr int accumulators(int cell_height, int cell_width) {
   return cell_height >= kBoxFeatures || are_paired(cell_height, cell_width) ? 192 : 128;
 }
-constexpr int kCluster = 2;
 /// Cells of a CTA.
 constexpr int capacity(int cell_height, int cell_width) {
   return accumulators(cell_height, cell_width) * 256 / (cell_height * cell_width);
@@ -57,7 +66,7 @@ struct Plane {
   int panel_rows, panel_columns;  // cells in a panel: kBoxFeatures, or one larger cell
   int groups, segments;           // of panels
   bool by_row;                    // order of a unit's cells
-  bool pairs;                     // columns of an odd number of cells end with a hole
+  bool pairs;                     // lines of an odd number of cells end with a hole
 
   constexpr int units() const { return groups * segments; }
 };
@@ -79,9 +88,18 @@ constexpr Unit unit_of(const Plane& p, int index) {
   const int row1 = bound(group + 1, p.groups, p.rows, p.panel_rows);
   const int column0 = bound(segment, p.segments, p.columns, p.panel_columns);
   const int column1 = bound(segment + 1, p.segments, p.columns, p.panel_columns);
-  const int hole = p.pairs ? 1 : 0;
+  const int holes_down = p.pairs && !p.by_row ? 1 : 0;  // of a unit's column
+  const int holes_across = p.pairs && p.by_row ? 1 : 0;
   return {row0, row1 - row0, column0, column1 - column0,
-          (row0 + hole * group) * p.columns + (row1 - row0 + hole) * column0};
+          (row0 + holes_down * group) * (p.columns + holes_across * p.segments) +
+              (row1 - row0 + holes_down) * (column0 + holes_across * segment)};
+}
+
+/// Room for the cells of all units, and for holes.
+constexpr std::int64_t listed_cells(const Plane& p) {
+  return p.pairs ? (p.by_row ? std::int64_t(p.rows) * (p.columns + p.segments)
+                             : std::int64_t(p.rows + p.groups) * p.columns)
+                 : std::int64_t(p.rows) * p.columns;
 }
 
 /// A stored cell: its place in the unit, and the slot of its block (-1: a hole).
@@ -100,11 +118,20 @@ struct Rounds {
   int clusters;
   int tokens;
   int stage_tokens;
-  int capacity;    // cells of a piece
-  int piece_ns;    // expected duration of a whole piece
-  int slab_bytes;  // partial sums of a part of a piece
-  int max_slabs;   // that fit the workspace
+  int capacity;     // cells of a piece
+  int unit_pieces;  // of a unit, if it has as many cells: then they fill the rounds
+  int piece_ns;     // expected duration of a whole piece
+  int slab_bytes;   // partial sums of a part of a piece
+  int max_slabs;    // that fit the workspace
 };
+
+/// Pieces of a unit; none is empty, and pairs stay together.
+constexpr int pieces_of(const Plane& p, const Rounds& r, int cells) {
+  const int needed = ceil_div(cells, r.capacity);
+  const int possible = cells / (p.pairs ? 2 : 1);
+  const int wanted = r.unit_pieces < possible ? r.unit_pieces : possible;
+  return needed < wanted ? wanted : needed;
+}
 
 /// Expected duration of `tail` pieces in `splits` parts each.
 constexpr std::int64_t tail_ns(const Rounds& r, int tail, int splits) {

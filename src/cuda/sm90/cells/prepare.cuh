@@ -36,7 +36,7 @@ __device__ __forceinline__ void for_each_cell(const Plane& p, const Unit& unit, 
 
 /// A CTA per unit: lists its cells in order from `cells[unit.base]` on, and
 /// their number. A bit per place makes the order independent of the threads'.
-__global__ void __launch_bounds__(kPrepareThreads)
+static __global__ void __launch_bounds__(kPrepareThreads)
     prepare_kernel(const Plane p, SpareSlots spare, Cell* cells, int* counts) {
   __shared__ unsigned stored[kMaxUnitCells / 32];
   __shared__ int before[kMaxUnitCells / 32];  // cells of the words before
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kPrepareThreads)
   const int t = static_cast<int>(threadIdx.x);
   const int lane = t % 32;
   const Unit unit = unit_of(p, static_cast<int>(blockIdx.x));
-  // Paired: a thread counts a column, which begins with a word.
+  // Paired: a thread counts a line, which begins with a word.
   const int line = p.by_row ? unit.columns : unit.rows;
   const int line_bits = p.pairs ? ceil_div(line, 32) * 32 : line;
   const int words = ceil_div(line_bits * (p.by_row ? unit.rows : unit.columns), 32);

@@ -35,13 +35,20 @@ struct Panels {
 
 /// One side of a CTA's stage: its panels, and those among them that both need.
 /// Boxes: shared rows, shared columns, own rows, own columns.
+template <int Cluster>
 struct Side {
   Panels own, both;
   int first_shared = 0;  // panels before the side's, in boxes
   int first_private = 0;
 
-  __device__ Side(const unsigned (&words)[kCluster][kMaxPanels / 32], unsigned rank)
-      : own(words[rank]), both(Panels(words[0]) & Panels(words[1])) {}
+  __device__ Side(const unsigned (&words)[Cluster][kMaxPanels / 32], unsigned rank)
+      : own(words[rank]), both(own) {
+    if constexpr (Cluster == 1) {
+      both = Panels(uint4{}, uint4{});
+    } else {
+      both = own & Panels(words[rank ^ 1]);
+    }
+  }
   __device__ int shared_count() const { return both.count(); }
   __device__ int private_count() const { return own.count() - both.count(); }
   __device__ __forceinline__ int box(int panel, bool shared, int boxes) const {
@@ -56,7 +63,9 @@ struct Side {
 template <class C>
 __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int item, Task* task) {
   const int t = static_cast<int>(threadIdx.x);
-  const unsigned rank = ptx::cluster_rank();
+  constexpr int kCluster = C::kCluster;
+  const unsigned rank = kCluster == 1 ? 0 : ptx::cluster_rank();
+  const unsigned other = kCluster == 1 ? 0 : rank ^ 1;
   if (t < 32) {
     Piece piece;
     const bool found = find_piece(p.plane, p.rounds, p.counts, item, &piece);
@@ -72,7 +81,8 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
   if (!shared.found) return false;
   const Piece piece = shared.piece;
   const Unit unit = unit_of(p.plane, piece.unit);
-  const int half = piece.count / C::kTogether / kCluster * C::kTogether;
+  const int half =
+      kCluster == 1 ? piece.count : piece.count / C::kTogether / kCluster * C::kTogether;
   static_assert(C::kPieceCells <= kThreads);
   if (t < piece.count) {
     const Cell cell = p.cells[piece.first + t];
@@ -87,19 +97,20 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
   }
   ptx::named_barrier(kSetupBarrier, kThreads);
 
-  Side rows(shared.row_panels, rank);
-  Side columns(shared.column_panels, rank);
+  Side<kCluster> rows(shared.row_panels, rank);
+  Side<kCluster> columns(shared.column_panels, rank);
   columns.first_shared = rows.shared_count() * C::kRowBoxes;
   const int shared_boxes = columns.first_shared + columns.shared_count() * C::kColumnBoxes;
   rows.first_private = shared_boxes;
   columns.first_private = shared_boxes + rows.private_count() * C::kRowBoxes;
   const int boxes = columns.first_private + columns.private_count() * C::kColumnBoxes;
-  const int boxes_there = Panels(shared.row_panels[rank ^ 1]).count() * C::kRowBoxes +
-                          Panels(shared.column_panels[rank ^ 1]).count() * C::kColumnBoxes;
-  const auto list = [&](const Side& side, const unsigned (&words)[kCluster][kMaxPanels / 32],
-                        int side_boxes, int first_feature, bool of_dy) {
+  const int boxes_there = Panels(shared.row_panels[other]).count() * C::kRowBoxes +
+                          Panels(shared.column_panels[other]).count() * C::kColumnBoxes;
+  const auto list = [&](const Side<kCluster>& side,
+                        const unsigned (&words)[kCluster][kMaxPanels / 32], int side_boxes,
+                        int first_feature, bool of_dy) {
     if (!(words[rank][t / 32] >> t % 32 & 1)) return;
-    const bool for_both = words[rank ^ 1][t / 32] >> t % 32 & 1;
+    const bool for_both = kCluster > 1 && (words[other][t / 32] >> t % 32 & 1);
     for (int i = 0; i < side_boxes; ++i) {
       const int box = side.box(t, for_both, side_boxes) + i;
       shared.boxes[box] = {first_feature + (t * side_boxes + i) * C::kBox, of_dy,
@@ -122,7 +133,7 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
 
   const int units = task->box_bytes / 16;
   const auto in_both = [&](const unsigned (&words)[kCluster][kMaxPanels / 32], int panel) {
-    return (words[rank ^ 1][panel / 32] >> panel % 32 & 1) != 0;
+    return kCluster > 1 && (words[other][panel / 32] >> panel % 32 & 1) != 0;
   };
   const auto dy_of = [&](int row) {
     const int panel = row / C::kPanelRows;
@@ -155,28 +166,29 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
         const bool single = high.slot < 0;
         if (single) high.place = low.place;
         // The distance between the two must not be negative.
-        const int swap = dy_of(high.row()) < dy_of(low.row()) ? 1 : 0;
+        const auto place_of = [&](const Cell& cell) {
+          return C::kByRow ? x_of(cell.column()) : dy_of(cell.row());
+        };
+        const int swap = place_of(high) < place_of(low) ? 1 : 0;
         if (swap != 0) {
-          const Cell other = low;
+          const Cell first = low;
           low = high;
-          high = other;
+          high = first;
         }
-        const int dy = dy_of(low.row());
-        operands = {unsigned(dy) | unsigned(dy_of(high.row()) - dy) << 16,
-                    unsigned(x_of(low.column()))};
+        const unsigned distance = unsigned(place_of(high) - place_of(low)) << 16;
+        operands = {unsigned(dy_of(low.row())) | (C::kByRow ? 0 : distance),
+                    unsigned(x_of(low.column())) | (C::kByRow ? distance : 0)};
         shared.targets[worker][2 * j] = target_of(low, i + swap);
         shared.targets[worker][2 * j + 1] = target_of(high, i + 1 - swap);
       }
       shared.operands[worker][j] = operands;
     } else {
-      // Beyond a worker's cells: nothing to load, and sums that nobody stores.
-      Operands operands{0};
+      // Beyond a worker's cells: sums that nobody stores.
+      Operands operands{0, 0};
       if (i < end) {
         const Cell cell = shared.cells[i];
-        const Cell before = shared.cells[max(i - 1, 0)];
-        operands = Operands::of(dy_of(cell.row()), x_of(cell.column()),
-                                i == begin || cell.row() != before.row(),
-                                i == begin || cell.column() != before.column());
+        operands = {static_cast<std::uint16_t>(dy_of(cell.row())),
+                    static_cast<std::uint16_t>(x_of(cell.column()))};
         shared.targets[worker][j] = target_of(cell, i);
       }
       shared.operands[worker][j] = operands;

@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
-
 namespace block_sparse::cuda::sm90::cells {
 
 /// What the cut of the plane depends on.
 struct TilingProblem {
   int rows, columns;  // of cells
   int cell_height, cell_width;
-  int capacity;  // cells of a piece, of both CTAs
-  int blocks;    // cells stored, an upper bound
+  int blocks;  // cells stored, an upper bound
   int tokens;
-  int clusters;
-
-  bool operator==(const TilingProblem&) const = default;
+  int multiprocessors;
 };
 
 struct Tiling {
+  int cluster;  // CTAs that share a piece: 1 or 2
   int groups, segments;
+  int unit_pieces;
   bool by_row;
   int stage_tokens;
   int piece_ns;  // expected duration of a piece

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/sm90/cells/launch.cuh"
+
+namespace block_sparse::cuda::sm90::cells {
+
+Status launch_f16(const WeightGradientArgs& a, const Layout& l, Stream stream) {
+  return launch_cell<f16>(a, l, stream);
+}
+
+}  // namespace block_sparse::cuda::sm90::cells
