@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Times the three products on one thread, for perf and for comparing kernels:
+// Times the three products, for perf and for comparing kernels:
 //
-//   block_sparse_bench [--shapes=FILE] [--benchmark_filter=REGEX] [...]
+//   block_sparse_bench [--shapes=FILE] [--threads=N] [--benchmark_filter=REGEX] [...]
 //
 // Each result is first compared with a product in double; a wrong one is an error, not a
-// time. GF/s counts the stored blocks alone and takes the fastest iteration by the thread's CPU
-// time; of_peak is its fraction of the rate of such multiply-adds measured just before: of bf16 on
-// tiles or by vdpbf16ps where there are any, else of f32. Operands are the same in
-// each iteration, so caches are as warm as they hold them.
+// time. GF/s counts the stored blocks alone and takes the fastest iteration, by the thread's CPU
+// time or, of several threads, by the clock; of_peak is its fraction of the rate of such
+// multiply-adds that as many threads reach just before: of bf16 on tiles or by vdpbf16ps where
+// there are any, else of f32. Operands are the same in each iteration, so caches are as warm as
+// they hold them.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -133,14 +134,15 @@ Sizes sizes(const bs::cpu::WeightGradientArgs&, const Problem& p, std::int64_t s
   return {p.tokens * p.out, p.tokens * p.in, stored, p.tokens};
 }
 
-bs::Status run(const bs::cpu::ForwardArgs& args) {
-  return bs::cpu::forward(args, bs::serial_executor());
-}
+/// The threads of --threads.
+std::unique_ptr<bs::Executor> executor;
+
+bs::Status run(const bs::cpu::ForwardArgs& args) { return bs::cpu::forward(args, *executor); }
 bs::Status run(const bs::cpu::InputGradientArgs& args) {
-  return bs::cpu::input_gradient(args, bs::serial_executor());
+  return bs::cpu::input_gradient(args, *executor);
 }
 bs::Status run(const bs::cpu::WeightGradientArgs& args) {
-  return bs::cpu::weight_gradient(args, bs::serial_executor());
+  return bs::cpu::weight_gradient(args, *executor);
 }
 
 bs::Pattern random_pattern(const Problem& p, std::mt19937& generator) {
@@ -277,12 +279,14 @@ void measure(benchmark::State& state, const std::string& name, const Problem& pr
     state.SkipWithError(prepared->error().c_str());
     return;
   }
-  const double peak = type == DataType::bf16 ? bf16_peak() : fma_peak();
+  const int threads = executor->concurrency();
+  const double peak = peak_of_threads(type == DataType::bf16 ? bf16_peak : fma_peak, threads);
+  const auto seconds = threads == 1 ? thread_seconds : wall_seconds;
   double best = std::numeric_limits<double>::infinity();
   for ([[maybe_unused]] auto iteration : state) {
-    const double start = thread_seconds();
+    const double start = seconds();
     const bs::Status status = run(prepared->args());
-    best = std::min(best, thread_seconds() - start);
+    best = std::min(best, seconds() - start);
     benchmark::DoNotOptimize(status.ok());
   }
   state.counters["GF/s"] = prepared->flops() / best * 1e-9;
@@ -310,16 +314,25 @@ void register_cases(const char* product, const std::vector<Problem>& problems) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   std::string shapes = BLOCK_SPARSE_SHAPES;
+  int threads = 1;
   for (int i = 1; i < argc; ++i) {
-    constexpr std::string_view flag = "--shapes=";
     const std::string_view argument = argv[i];
-    if (argument.substr(0, flag.size()) != flag) {
-      std::fprintf(stderr, "%s: unknown, expected --shapes=FILE or a flag of Google Benchmark\n",
-                   argv[i]);
+    const auto value = [&](std::string_view flag) {
+      return argument.starts_with(flag) ? argv[i] + flag.size() : nullptr;
+    };
+    if (const char* file = value("--shapes=")) {
+      shapes = file;
+    } else if (const char* count = value("--threads="); count != nullptr && std::atoi(count) > 0) {
+      threads = std::atoi(count);
+    } else {
+      std::fprintf(
+          stderr,
+          "%s: unknown, expected --shapes=FILE, --threads=N or a flag of Google Benchmark\n",
+          argv[i]);
       return 1;
     }
-    shapes = argument.substr(flag.size());
   }
+  executor = bs::make_thread_pool(threads);
   const std::vector<Problem> problems = read_problems(shapes);
   register_cases<bs::cpu::ForwardArgs>("forward", problems);
   register_cases<bs::cpu::InputGradientArgs>("input_gradient", problems);

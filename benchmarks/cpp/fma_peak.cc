@@ -2,7 +2,11 @@
 #include "fma_peak.h"
 
 #include <algorithm>
+#include <barrier>
+#include <chrono>
 #include <ctime>
+#include <thread>
+#include <vector>
 
 #include "block_sparse/cpu_features.h"
 #include "cpu/simd/amx.h"
@@ -14,6 +18,29 @@ double thread_seconds() {
   std::timespec now{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+double wall_seconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(now).count();
+}
+
+double peak_of_threads(double (*peak)(), int threads) {
+  std::vector<double> rates(static_cast<std::size_t>(threads));
+  std::barrier start(threads);
+  std::vector<std::thread> running;
+  for (double& rate : rates) {
+    running.emplace_back([&] {
+      start.arrive_and_wait();
+      rate = peak();
+    });
+  }
+  double sum = 0;
+  for (std::size_t i = 0; i < rates.size(); ++i) {
+    running[i].join();
+    sum += rates[i];
+  }
+  return sum;
 }
 
 #if defined(__x86_64__)

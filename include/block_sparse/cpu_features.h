@@ -11,7 +11,7 @@ enum Feature : std::uint32_t {
   avx2_fma = 1u << 0,     // AVX2, FMA and F16C
   avx512 = 1u << 1,       // F, BW, DQ, VL
   avx512_bf16 = 1u << 2,  // AVX512-BF16, where it outruns FMA
-  amx_bf16 = 1u << 3,     // AMX-TILE and AMX-BF16, permission granted
+  amx_bf16 = 1u << 3,     // AMX-TILE, AMX-BF16 and AVX512-BF16, permission granted
 };
 using Features = std::uint32_t;
 

@@ -29,7 +29,7 @@ const std::vector<Kernel<Args>>& kernels();
 template <class Args>
 const char* refusal(const Kernel<Args>& kernel, const Args& args, Features features);
 
-/// The first kernel that does not refuse.
+/// The first kernel that does not refuse and need not be forced.
 template <class Args>
 const Kernel<Args>& choose(const Args& args, Features features);
 

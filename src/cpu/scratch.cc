@@ -23,7 +23,7 @@ struct Buffer {
 }  // namespace
 
 void* thread_scratch(ScratchUse use, std::size_t bytes) {
-  thread_local Buffer buffers[3];
+  thread_local Buffer buffers[4];
   Buffer& buffer = buffers[static_cast<int>(use)];
   if (buffer.bytes < bytes) {
     buffer.release();

@@ -6,7 +6,7 @@
 namespace block_sparse::cpu {
 
 /// What a thread's scratch is used for: two of different use never overlap.
-enum class ScratchUse { kernel, staging, accumulators };
+enum class ScratchUse { kernel, staging, accumulators, weights };
 
 /// At least `bytes` bytes, aligned to 64, that belong to the calling thread until
 /// its next call with the same use; null if there is no memory. A thread keeps

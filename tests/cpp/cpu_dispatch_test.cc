@@ -119,6 +119,25 @@ TEST(Choice, SixteenBitTypesHaveFastKernels) {
   }
 }
 
+template <class Args>
+void expect_tiles_only_when_forced(const std::string& name, const std::string& instead) {
+  EXPECT_EQ(chosen<Args>(tiled, DataType::bf16), instead);
+  const Args args = problem<Args>(DataType::bf16, 32, 32, 64);
+  for (const auto& kernel : kernels<Args>()) {
+    if (kernel.name != name) continue;
+    EXPECT_EQ(refusal(kernel, args, tiled), nullptr);
+  }
+  EXPECT_EQ(parse_settings(nullptr, name.c_str()).error, "");
+}
+
+TEST(Choice, TilesOfAmxAreLeftToThoseWhoForceThem) {
+  expect_tiles_only_when_forced<ForwardArgs>("spmm_amx_32x32", "spmm_avx512_14x32");
+  expect_tiles_only_when_forced<InputGradientArgs>("spmm_t_amx_32x32", "spmm_t_avx512_14x32");
+  expect_tiles_only_when_forced<WeightGradientArgs>("sddmm_amx_32x32", "sddmm_avx512_14x32");
+  expect_tiles_only_when_forced<BlockNormsArgs>("block_norms_amx_32x32",
+                                                "block_norms_avx512_14x32");
+}
+
 TEST(Choice, Bf16InstructionsAreForBf16) {
   const auto bf16 = DataType::bf16;
   EXPECT_EQ(chosen<ForwardArgs>(paired, bf16), "spmm_avx512_bf16_14x32");
@@ -127,14 +146,6 @@ TEST(Choice, Bf16InstructionsAreForBf16) {
   EXPECT_EQ(chosen<BlockNormsArgs>(paired, bf16), "block_norms_avx512_bf16_14x32");
   EXPECT_EQ(chosen<ForwardArgs>(paired, bf16, 16, 16, 6), "spmm_decode_avx512");
   EXPECT_EQ(chosen<ForwardArgs>(paired, bf16, 16, 24), "spmm_reference");
-  for (const Features with_tiles : {tiled, widest}) {
-    EXPECT_EQ(chosen<ForwardArgs>(with_tiles, bf16), "spmm_amx_32x32");
-    EXPECT_EQ(chosen<InputGradientArgs>(with_tiles, bf16), "spmm_t_amx_32x32");
-    EXPECT_EQ(chosen<WeightGradientArgs>(with_tiles, bf16), "sddmm_amx_32x32");
-    EXPECT_EQ(chosen<BlockNormsArgs>(with_tiles, bf16), "block_norms_amx_32x32");
-    EXPECT_EQ(chosen<ForwardArgs>(with_tiles, bf16, 16, 16, 6), "spmm_decode_avx512");
-  }
-  EXPECT_EQ(chosen<ForwardArgs>(avx2_fma | amx_bf16, bf16), "spmm_avx2_6x16");
   // bf16 has 3 bits less than f16, so f16 goes through f32.
   for (const DataType type : {DataType::f16, DataType::f32}) {
     EXPECT_EQ(chosen<ForwardArgs>(widest, type), "spmm_avx512_14x32");

@@ -91,7 +91,7 @@ struct EmulatedTiles {
 
 }  // namespace
 
-const cpu::spmm::Kernels emulated_spmm = cpu::spmm::amx_kernels_on<EmulatedTiles>;
+const cpu::spmm::PairsKernels emulated_spmm = cpu::spmm::amx_kernels_on<EmulatedTiles>;
 const cpu::sddmm::Kernels emulated_sddmm = cpu::sddmm::amx_kernels_on<EmulatedTiles>;
 
 int refused_tile_instructions() { return refused; }

@@ -5,10 +5,10 @@
 #include "cpu/spmm/spmm.h"
 
 /// The kernels of AMX on instructions in plain C++, so that they are tested wherever there is
-/// AVX-512, which packs for them.
+/// AVX512-BF16, which does the rest.
 namespace block_sparse::test {
 
-extern const cpu::spmm::Kernels emulated_spmm;
+extern const cpu::spmm::PairsKernels emulated_spmm;
 extern const cpu::sddmm::Kernels emulated_sddmm;
 
 /// Instructions that the processor would have refused, on any thread so far.

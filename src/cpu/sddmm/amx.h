@@ -24,7 +24,7 @@ struct TokenTiles {
     interleave_rows(x, ld, tokens, cols, depth, width, out);
   }
 
-  /// dy (tokens, rows) becomes words (rows, depth).
+  /// dy (tokens, rows) becomes tiles.
   static void pack_dy(const Bf16* dy, std::int64_t ld, std::int64_t tokens, std::int64_t rows,
                       std::int64_t /*readable*/, std::int64_t depth, float* out) {
     for (std::int64_t k = 0; k < depth; k += 16) {
@@ -39,8 +39,9 @@ struct TokenTiles {
                          : interleave(first, t + 1 < tokens ? first + ld : nullptr, rows - v);
         }
         transpose(words);
-        for (std::int64_t i = 0; i < 16 && v + i < rows; ++i) {
-          _mm512_storeu_si512(out + (v + i) * depth + k, words[i]);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          _mm512_storeu_si512(out + v * depth + 16 * k + 16 * i, words[i]);
         }
       }
     }

@@ -6,8 +6,8 @@
 #include "cpu/micro_kernel.h"
 
 /// Products of bf16 on the tiles of AMX: registers of up to 16 rows of 64 bytes. A tile of A has 16
-/// tokens and 8 or 16 words (see pairs.h), a tile of B as many words and 16 outputs, a tile
-/// of C 16 tokens and 16 outputs of f32.
+/// rows and 8 or 16 words (see pairs.h), a tile of B as many words and 16 outputs, a tile
+/// of C 16 rows and 16 outputs of f32.
 namespace block_sparse::cpu {
 
 /// The operand of ldtilecfg.
@@ -44,12 +44,16 @@ struct AmxBf16 {
   static void prefetch(const float* p) { __builtin_prefetch(p, 0, 3); }
 };
 
-/// Products of tiles for one thread, on the instructions I.
+/// Words of a tile of A where runs have `length`, a multiple of 8.
+constexpr std::int64_t tile_words(std::int64_t length) { return length % 16 == 0 ? 16 : 8; }
+
+/// Products of tiles for one thread, on the instructions I. A lies in tiles, each of which has its
+/// rows one behind the other: those of 16 rows of A follow each other, lda words for each row.
 template <class I>
 class AmxTiles {
  public:
   /// Runs are multiples of `run` words long, and that of 8.
-  explicit AmxTiles(std::int64_t run = 16) : words_(run % 16 == 0 ? 16 : 8) {}
+  explicit AmxTiles(std::int64_t run = 16) : words_(tile_words(run)) {}
   AmxTiles(const AmxTiles&) = delete;
   AmxTiles& operator=(const AmxTiles&) = delete;
   ~AmxTiles() {
@@ -132,7 +136,7 @@ class AmxTiles {
   }
 
   void two_by_two(const TileArgs& args) const {
-    const std::int64_t lda = 4 * args.lda, ldb = 4 * args.ldb, ldc = 4 * args.ldc;
+    const std::int64_t ldb = 4 * args.ldb, ldc = 4 * args.ldc;
     const auto [from, ld] = start_of(args);
     I::template load<0>(from, 4 * ld);
     I::template load<1>(from + 16, 4 * ld);
@@ -140,11 +144,11 @@ class AmxTiles {
     I::template load<3>(from + 16 * ld + 16, 4 * ld);
     for_each_step(args, [&](const float* a, const float* b) {
       I::template load<6>(b, ldb);
-      I::template load<4>(a, lda);
+      I::template load<4>(a, 4 * words_);
       I::template multiply<0, 4, 6>();
       I::template load<7>(b + 16, ldb);
       I::template multiply<1, 4, 7>();
-      I::template load<5>(a + 16 * args.lda, lda);
+      I::template load<5>(a + 16 * args.lda, 4 * words_);
       I::template multiply<2, 5, 6>();
       I::template multiply<3, 5, 7>();
     });
@@ -155,12 +159,12 @@ class AmxTiles {
   }
 
   void one_by_two(const TileArgs& args) const {
-    const std::int64_t lda = 4 * args.lda, ldb = 4 * args.ldb, ldc = 4 * args.ldc;
+    const std::int64_t ldb = 4 * args.ldb, ldc = 4 * args.ldc;
     const auto [from, ld] = start_of(args);
     I::template load<0>(from, 4 * ld);
     I::template load<1>(from + 16, 4 * ld);
     for_each_step(args, [&](const float* a, const float* b) {
-      I::template load<4>(a, lda);
+      I::template load<4>(a, 4 * words_);
       I::template load<6>(b, ldb);
       I::template multiply<0, 4, 6>();
       I::template load<7>(b + 16, ldb);
@@ -172,21 +176,21 @@ class AmxTiles {
 
   template <int tiles>
   void three_by_one(const TileArgs& args) const {
-    const std::int64_t lda = 4 * args.lda, ldb = 4 * args.ldb, ldc = 4 * args.ldc;
+    const std::int64_t ldb = 4 * args.ldb, ldc = 4 * args.ldc;
     const auto [from, ld] = start_of(args);
     I::template load<0>(from, 4 * ld);
     if constexpr (tiles > 1) I::template load<1>(from + 16 * ld, 4 * ld);
     if constexpr (tiles > 2) I::template load<2>(from + 32 * ld, 4 * ld);
     for_each_step(args, [&](const float* a, const float* b) {
       I::template load<6>(b, ldb);
-      I::template load<3>(a, lda);
+      I::template load<3>(a, 4 * words_);
       I::template multiply<0, 3, 6>();
       if constexpr (tiles > 1) {
-        I::template load<4>(a + 16 * args.lda, lda);
+        I::template load<4>(a + 16 * args.lda, 4 * words_);
         I::template multiply<1, 4, 6>();
       }
       if constexpr (tiles > 2) {
-        I::template load<5>(a + 32 * args.lda, lda);
+        I::template load<5>(a + 32 * args.lda, 4 * words_);
         I::template multiply<2, 5, 6>();
       }
     });
@@ -200,11 +204,11 @@ class AmxTiles {
   void for_each_step(const TileArgs& args, const Body& body) const {
     const Run* const end = args.runs + args.n_runs;
     for (const Run* run = args.runs; run != end; ++run) {
-      const float* a = args.a + run->a;
+      const float* a = args.a + 16 * run->a;
       const float* b = args.b + run->b_row * args.ldb;
       for (std::int64_t k = 0; k < run->length; k += words_) {
         body(a, b);
-        a += words_;
+        a += 16 * words_;
         b += words_ * args.ldb;
       }
     }

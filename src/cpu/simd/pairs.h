@@ -74,12 +74,47 @@ inline void interleave_rows(const Bf16* in, std::int64_t ld, std::int64_t rows, 
   }
 }
 
+/// The quarter at `from` of four rows, 4 `stride` elements apart from each other.
+inline __m512i load_quarters(const Bf16* from, std::int64_t stride) {
+  const auto quarter = [&](std::int64_t i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 4 * i * stride));
+  };
+  // From memory, inserting is no shuffle and so finds more ports.
+  __m512i out = _mm512_castsi128_si512(quarter(0));
+  out = _mm512_inserti32x4(out, quarter(1), 1);
+  out = _mm512_inserti32x4(out, quarter(2), 2);
+  return _mm512_inserti32x4(out, quarter(3), 3);
+}
+
+/// 16 rows of 16 words, `ld` elements apart, become 16 rows of 16, `width` words apart.
+inline void transpose_words(const Bf16* in, std::int64_t ld, std::int64_t width, float* out) {
+#pragma GCC unroll 4
+  for (int q = 0; q < 4; ++q) {
+    __m512i row[4];  // rows 0, 4, 8 and 12 and so on
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) row[i] = load_quarters(in + i * ld + 8 * q, ld);
+    const __m512i low01 = _mm512_unpacklo_epi32(row[0], row[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(row[2], row[3]);
+    const __m512i high01 = _mm512_unpackhi_epi32(row[0], row[1]);
+    const __m512i high23 = _mm512_unpackhi_epi32(row[2], row[3]);
+    float* const to = out + 4 * q * width;
+    _mm512_storeu_si512(to, _mm512_unpacklo_epi64(low01, low23));
+    _mm512_storeu_si512(to + width, _mm512_unpackhi_epi64(low01, low23));
+    _mm512_storeu_si512(to + 2 * width, _mm512_unpacklo_epi64(high01, high23));
+    _mm512_storeu_si512(to + 3 * width, _mm512_unpackhi_epi64(high01, high23));
+  }
+}
+
 /// in (rows, cols), `ld` apart, becomes words (depth, width) of neighbours in a row, zeros where in
 /// has no more. width is a multiple of 16.
 inline void pair_columns(const Bf16* in, std::int64_t ld, std::int64_t rows, std::int64_t cols,
                          std::int64_t depth, std::int64_t width, float* out) {
   for (std::int64_t r = 0; r < width; r += 16) {
     for (std::int64_t k = 0; k < depth; k += 16) {
+      if (r + 16 <= rows && 2 * k + 32 <= cols) {
+        transpose_words(in + r * ld + 2 * k, ld, width, out + k * width + r);
+        continue;
+      }
       __m512i words[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {

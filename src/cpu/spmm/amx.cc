@@ -3,6 +3,6 @@
 
 namespace block_sparse::cpu::spmm {
 
-const Kernels amx_kernels = amx_kernels_on<AmxBf16>;
+const PairsKernels amx_kernels = amx_kernels_on<AmxBf16>;
 
 }  // namespace block_sparse::cpu::spmm

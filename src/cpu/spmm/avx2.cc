@@ -7,11 +7,11 @@
 
 namespace block_sparse::cpu::spmm {
 
-const Kernels avx2_kernels = {panel_tokens,        register_costs, 1,
-                              scratch_bytes<Avx2>, block<Avx2>,    widen<Avx2>};
-const Kernels avx2_decode_kernels = {decode_tokens,        register_costs, 1,
-                                     decode_scratch_bytes, decode<Avx2>,   widen<Avx2>};
-const Kernels avx2_tokens_kernels = {panel_tokens,       token_costs, 1, tokens_scratch_bytes<Avx2>,
+const Kernels avx2_kernels = {panel_tokens, register_costs, scratch_bytes<Avx2>, block<Avx2>,
+                              widen<Avx2>};
+const Kernels avx2_decode_kernels = {decode_tokens, register_costs, decode_scratch_bytes,
+                                     decode<Avx2>, widen<Avx2>};
+const Kernels avx2_tokens_kernels = {panel_tokens, token_costs, tokens_scratch_bytes<Avx2>,
                                      tokens_block<Avx2>, widen<Avx2>};
 
 }  // namespace block_sparse::cpu::spmm

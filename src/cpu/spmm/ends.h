@@ -81,11 +81,12 @@ void finish(const Operands& op, Range tokens, std::int64_t output, std::int64_t 
 }
 
 template <class V>
-void widen(const void* in, DataType dtype, std::int64_t n, std::int64_t width, float* out) {
+void widen(const void* in, DataType dtype, std::int64_t n, float* out) {
+  const std::int64_t whole = (n + V::lanes - 1) / V::lanes * V::lanes;
   if (dtype == DataType::bf16) {
-    pack_rows<V>(static_cast<const Bf16*>(in), 0, 1, n, width, out);
+    pack_rows<V>(static_cast<const Bf16*>(in), 0, 1, n, whole, out);
   } else {
-    pack_rows<V>(static_cast<const F16*>(in), 0, 1, n, width, out);
+    pack_rows<V>(static_cast<const F16*>(in), 0, 1, n, whole, out);
   }
 }
 

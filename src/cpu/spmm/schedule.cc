@@ -10,11 +10,9 @@
 namespace block_sparse::cpu::spmm {
 namespace {
 
-/// A is staged in this many words at a time, where it must be: 8 MiB, enough work for all
-/// threads between two barriers.
-constexpr std::int64_t staged_words = std::int64_t{1} << 21;
-/// At least so many tokens, for which a packed piece of W is worth its while.
-constexpr std::int64_t least_staged = 1024;
+/// 16-bit activations are widened to f32 for this many elements at a time: 8 MiB,
+/// enough work for all threads between two barriers.
+constexpr std::int64_t staged_elements = std::int64_t{1} << 21;
 
 /// Fetching an element of W takes as long as this many multiply-adds: 4 bytes at 25 GB/s, what one
 /// core of a large Xeon gets from L3, against 50 multiply-adds a nanosecond.
@@ -31,7 +29,7 @@ Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& ke
                        kernels.block(operands, {0, operands.lines}, {0, tokens}, scratch);
                      });
   }
-  const Plan cut = plan(operands, tokens, kernels, executor.concurrency());
+  const Plan cut = plan(operands, tokens, kernels.panel, kernels.costs, executor.concurrency());
   const std::int64_t parts = cut.line_parts();
   return run_tasks(executor, cut.token_parts * parts, kernels.scratch_bytes(operands),
                    [&](std::int64_t task, void* scratch) {
@@ -44,50 +42,32 @@ Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& ke
                    });
 }
 
-/// a (tokens, reduced) becomes words, `width` apart.
-void stage(const char* a, std::int64_t lda, std::int64_t tokens, const Operands& operands,
+/// a (tokens, reduced) of a 16-bit type becomes f32, `width` apart.
+void widen(const char* a, std::int64_t lda, std::int64_t tokens, const Operands& operands,
            float* out, std::int64_t width, const Kernels& kernels, const Executor& executor) {
   const std::size_t row_bytes = static_cast<std::size_t>(lda) * size_of(operands.dtype);
   const auto rows = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      kernels.stage(a + static_cast<std::size_t>(t) * row_bytes, operands.dtype, operands.reduced,
-                    width, out + t * width);
+      kernels.widen(a + static_cast<std::size_t>(t) * row_bytes, operands.dtype, operands.reduced,
+                    out + t * width);
     }
   };
   const bool small = tokens * operands.reduced < serial_work / 4;
   (small ? serial_executor() : executor).parallel_for(tokens, rows);
 }
 
-/// Words of a row of staged A.
-std::int64_t staged_width(const Operands& operands, const Kernels& kernels) {
-  constexpr std::int64_t line = 16;
-  const std::int64_t unit = kernels.word_elements == 1 ? line : operands.reduce_extent;
-  const std::int64_t units = std::max<std::int64_t>((operands.reduced + unit - 1) / unit, 1);
-  const std::int64_t lines = (units * unit / kernels.word_elements + line - 1) / line;
-  // An odd number of cache lines: rows have different places in L1, as many as there are.
-  return (lines | 1) * line;
-}
-
-/// Whether kernels can read A where it lies.
-bool in_place(const Operands& operands, std::int64_t lda, const Kernels& kernels) {
-  if (kernels.word_elements == 1) return operands.dtype == DataType::f32;
-  // Rows 1 KiB apart share 4 of the 64 places in L1, each of which holds 8 or 12 lines: too few
-  // for the rows of a tile.
-  constexpr std::int64_t crowded = 1024 / 2;
-  return lda % 2 == 0 && lda % crowded != 0 && operands.reduced % operands.reduce_extent == 0;
-}
-
-/// Stages `a` (tokens, reduced) where needed, then multiplies.
+/// Widens `a` (tokens, reduced) where needed, then multiplies.
 Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t tokens,
            const Kernels& kernels, const Executor& executor) {
   if (tokens == 0 || operands.outputs == 0) return {};
-  if (in_place(operands, lda, kernels)) {
+  operands.lda = lda;
+  if (operands.dtype == DataType::f32) {
     operands.a = static_cast<const float*>(a);
-    operands.lda = lda / kernels.word_elements;
     return multiply(operands, tokens, kernels, executor);
   }
-  const std::int64_t width = staged_width(operands, kernels);
-  const std::int64_t step = std::min(tokens, std::max(least_staged, staged_words / width));
+  const std::int64_t width = std::max<std::int64_t>((operands.reduced + 15) / 16 * 16, 16);
+  const std::int64_t step =
+      std::min(tokens, std::max<std::int64_t>(kernels.panel, staged_elements / width));
   float* staged = static_cast<float*>(
       thread_scratch(ScratchUse::staging, static_cast<std::size_t>(step * width) * sizeof(float)));
   if (staged == nullptr) return no_scratch();
@@ -98,7 +78,7 @@ Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t toke
     const std::int64_t count = std::min(step, tokens - first);
     const char* rows =
         static_cast<const char*>(a) + static_cast<std::size_t>(first * lda) * element;
-    stage(rows, lda, count, operands, staged, width, kernels, executor);
+    widen(rows, lda, count, operands, staged, width, kernels, executor);
     if (Status status = multiply(operands, count, kernels, executor); !status.ok()) return status;
     const std::size_t written = static_cast<std::size_t>(count * operands.ldy) * element;
     operands.y = static_cast<char*>(operands.y) + written;
@@ -111,12 +91,12 @@ Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t toke
 
 }  // namespace
 
-Plan plan(const Operands& operands, std::int64_t tokens, const Kernels& kernels, int threads) {
-  const auto& [packing, packing_a, tile] = kernels.costs;
-  // Of a token, in uses of an element of each block.
-  const double packing_token = packing_a * static_cast<double>(operands.reduced) /
-                               static_cast<double>(operands.line_extent * operands.reduce_extent);
+Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, const Costs& costs,
+          int threads) {
   const std::int32_t* const pointers = operands.pointers;
+  // Of a token, in uses of an element of each block.
+  const double packing_token = costs.packing_a * static_cast<double>(operands.reduced) /
+                               static_cast<double>(operands.line_extent * operands.reduce_extent);
   Plan best;
   for (int token_parts = 1; token_parts <= threads; ++token_parts) {
     if (threads % token_parts != 0) continue;
@@ -129,16 +109,16 @@ Plan plan(const Operands& operands, std::int64_t tokens, const Kernels& kernels,
           most_blocks, pointers[cut.line_bounds[i + 1]] - pointers[cut.line_bounds[i]]);
     }
     const std::int64_t part = (tokens + cut.token_parts - 1) / cut.token_parts;
-    const auto panels = static_cast<double>((part + kernels.panel - 1) / kernels.panel);
+    const auto panels = static_cast<double>((part + panel - 1) / panel);
     cut.cost = static_cast<double>(most_blocks) *
-                   (static_cast<double>(std::max(part, tile)) + packing * panels) +
+                   (static_cast<double>(std::max(part, costs.tile)) + costs.packing * panels) +
                packing_token * static_cast<double>(part);
     if (token_parts == 1 || cut.cost < best.cost) best = std::move(cut);
   }
   return best;
 }
 
-Status forward(const ForwardArgs& args, const Kernels& kernels, const Executor& executor) {
+Operands operands_of(const ForwardArgs& args) {
   const PatternView& p = args.pattern;
   Operands operands{};
   operands.pointers = p.crow_indices;
@@ -157,11 +137,10 @@ Status forward(const ForwardArgs& args, const Kernels& kernels, const Executor& 
   operands.preactivation = args.preactivation;
   operands.y = args.y;
   operands.ldy = args.ldy;
-  return run(operands, args.x, args.ldx, args.tokens, kernels, executor);
+  return operands;
 }
 
-Status input_gradient(const InputGradientArgs& args, const Kernels& kernels,
-                      const Executor& executor) {
+Operands operands_of(const InputGradientArgs& args) {
   const PatternView& p = args.pattern;
   Operands operands{};
   operands.pointers = p.ccol_indices;
@@ -178,7 +157,16 @@ Status input_gradient(const InputGradientArgs& args, const Kernels& kernels,
   operands.activation = Activation::none;
   operands.y = args.dx;
   operands.ldy = args.lddx;
-  return run(operands, args.dy, args.lddy, args.tokens, kernels, executor);
+  return operands;
+}
+
+Status forward(const ForwardArgs& args, const Kernels& kernels, const Executor& executor) {
+  return run(operands_of(args), args.x, args.ldx, args.tokens, kernels, executor);
+}
+
+Status input_gradient(const InputGradientArgs& args, const Kernels& kernels,
+                      const Executor& executor) {
+  return run(operands_of(args), args.dy, args.lddy, args.tokens, kernels, executor);
 }
 
 }  // namespace block_sparse::cpu::spmm

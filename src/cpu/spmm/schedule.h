@@ -20,19 +20,28 @@ struct Plan {
   std::int64_t line_parts() const { return static_cast<std::int64_t>(line_bounds.size()) - 1; }
 };
 
-/// The cut with the least estimated time on `threads` threads.
-Plan plan(const Operands& operands, std::int64_t tokens, const Kernels& kernels, int threads);
+/// The cut with the least estimated time on `threads` threads. W is packed for every `panel`
+/// tokens.
+Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, const Costs& costs,
+          int threads);
+
+/// All but A.
+Operands operands_of(const ForwardArgs& args);
+Operands operands_of(const InputGradientArgs& args);
 
 Status forward(const ForwardArgs& args, const Kernels& kernels, const Executor& executor);
+Status forward(const ForwardArgs& args, const PairsKernels& kernels, const Executor& executor);
 Status input_gradient(const InputGradientArgs& args, const Kernels& kernels,
+                      const Executor& executor);
+Status input_gradient(const InputGradientArgs& args, const PairsKernels& kernels,
                       const Executor& executor);
 
 /// The same as the kernel table calls them.
-template <const Kernels& kernels>
+template <const auto& kernels>
 Status forward(const ForwardArgs& args, const Executor& executor) {
   return forward(args, kernels, executor);
 }
-template <const Kernels& kernels>
+template <const auto& kernels>
 Status input_gradient(const InputGradientArgs& args, const Executor& executor) {
   return input_gradient(args, kernels, executor);
 }

@@ -29,7 +29,7 @@ struct Operands {
   DataType dtype;  // of values, bias, preactivation, y
   const void* values;
 
-  /// (tokens, reduced), `lda` words apart: floats, or pairs of bf16 (Kernels::word_elements).
+  /// (tokens, reduced), `lda` words apart: floats, or pairs of bf16 as PairsKernels stage them.
   const float* a;
   std::int64_t lda;
 
@@ -49,7 +49,6 @@ constexpr std::int64_t decode_tokens = 6;
 /// The largest number of tokens for which tokens along the vectors are faster than tiles where both
 /// can run: W is not packed for them.
 constexpr std::int64_t most_tokens = 32;
-constexpr std::int64_t all_tokens = std::int64_t{1} << 62;
 
 /// What the cut of a product for several threads goes by.
 struct Costs {
@@ -62,28 +61,47 @@ constexpr Costs token_costs = {0, 8, 16};  // A is transposed, W stays where it 
 
 /// What one instruction set offers.
 struct Kernels {
-  /// Tokens for which a packed piece of W is used before it is packed again; `all_tokens` if it
-  /// never is.
+  /// Tokens for which a packed piece of W is used before it is packed again.
   std::int64_t panel;
   Costs costs;
-  /// Elements of A in a word: 1, floats, or 2, neighbours of bf16 as they lie in A. Pairs take
-  /// whole blocks: the rest of the last one must be there and zero.
-  int word_elements;
   /// Bytes of scratch, aligned to 64, that `block` works in.
   std::size_t (*scratch_bytes)(const Operands& operands);
   /// y for these lines and tokens.
   void (*block)(const Operands& operands, Range lines, Range tokens, void* scratch);
-  /// n elements of A as words, zeros behind them up to `width` words.
-  void (*stage)(const void* in, DataType dtype, std::int64_t n, std::int64_t width, float* out);
+  /// n elements of bf16 or f16 as f32; out holds n rounded up to 16.
+  void (*widen)(const void* in, DataType dtype, std::int64_t n, float* out);
 };
 
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
-extern const Kernels avx512_bf16_kernels;
-extern const Kernels amx_kernels;
 extern const Kernels avx2_decode_kernels;  // forward of up to decode_tokens
 extern const Kernels avx512_decode_kernels;
 extern const Kernels avx2_tokens_kernels;  // f32
 extern const Kernels avx512_tokens_kernels;
+
+/// Words: two neighbours of bf16 in the reduced features. A and W are brought into the order of the
+/// kernels by all threads together, since that costs as much as using them many times.
+struct PairsOperands : Operands {
+  std::int64_t width;         // words of a token in A: whole blocks and what is left to zero
+  float* packed;              // the lines of W that are packed
+  std::int64_t first_packed;  // the first block of them
+
+  std::int64_t block_words() const { return line_extent * reduce_extent / 2; }
+};
+
+struct PairsKernels {
+  Costs costs;
+  /// Whether A must be staged. Else it is read where it lies, if it can be.
+  bool stages;
+  std::size_t (*scratch_bytes)(const PairsOperands& operands);
+  /// Row `token` of A in the order of the kernels.
+  void (*stage)(const PairsOperands& operands, const void* row, std::int64_t token, float* out);
+  void (*pack)(const PairsOperands& operands, Range lines);
+  /// y for these lines and tokens, which start at a tile.
+  void (*multiply)(const PairsOperands& operands, Range lines, Range tokens, void* scratch);
+};
+
+extern const PairsKernels avx512_bf16_kernels;
+extern const PairsKernels amx_kernels;
 
 }  // namespace block_sparse::cpu::spmm
