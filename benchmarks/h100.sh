@@ -12,9 +12,9 @@
 set -euo pipefail
 
 python=${PYTHON:-python3}
-parts=(wide-coarse wide-fine square small decode uneven dtypes llama roberta roberta-whole)
-# Joined into h100.json; the others stay files of their own.
-main=(wide-coarse wide-fine square small decode llama roberta roberta-whole)
+parts=(wide-coarse wide-fine square small decode uneven dtypes llama roberta roberta-whole host)
+# Joined into h100.json; the others into files of their own. The first has the host's time.
+main=(host wide-coarse wide-fine square small decode llama roberta roberta-whole)
 alone=(uneven float16 tf32 float32)
 
 # bench NAME OPTIONS…: one run, into $out/NAME.json
@@ -26,7 +26,8 @@ bench() {
 }
 
 measure() {
-  local products="forward,input gradient,weight gradient" failed=0
+  local products="forward,input gradient,weight gradient" patterns=even,power-law,one-full-row
+  local failed=0
   case $1 in
     wide-coarse) bench "$1" --shapes 4096x14336 --blocks 128,64 ;;
     wide-fine) bench "$1" --shapes 4096x14336 --blocks 32,16 ;;
@@ -38,7 +39,10 @@ measure() {
       ;;
     uneven)
       bench "$1" --shapes 4096x14336 --densities .5,.1 --peers none --products "$products" \
-        --pattern even,power-law,one-full-row
+        --pattern "$patterns" || failed=1
+      bench uneven-decode --shapes 4096x14336 --tokens 64 --blocks 128,32 --densities .5,.1 \
+        --peers none --products "forward,input gradient" --pattern "$patterns" || failed=1
+      return "$failed"
       ;;
     dtypes)
       for dtype in float16 tf32 float32; do
@@ -50,6 +54,7 @@ measure() {
     llama) bench "$1" --model llama-mlp --blocks 64 ;;
     roberta) bench "$1" --model roberta-base --blocks 64 --compile layers ;;
     roberta-whole) bench "$1" --model roberta-base --blocks 64 --densities .5 ;;
+    host) bench "$1" --host --seconds 2 ;;
     *)
       echo "$1 is no part, expected some of: ${parts[*]}" >&2
       return 2
@@ -65,8 +70,12 @@ join() {
   done
   "${read[@]}" "${files[@]}" --json "$results/h100.json" --plots "$results/h100"
   for name in "${alone[@]}"; do
-    if [ -e "$1/$name.json" ]; then
-      "${read[@]}" "$1/$name.json" --json "$results/h100-$name.json"
+    files=()
+    for part in "$name" "$name-decode"; do
+      if [ -e "$1/$part.json" ]; then files+=("$1/$part.json"); fi
+    done
+    if [ ${#files[@]} != 0 ]; then
+      "${read[@]}" "${files[@]}" --json "$results/h100-$name.json"
     fi
   done
 }

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's tables of measured speed: python -m benchmarks.readme writes them."""
+"""The tables of measured speed in README.md and docs: python -m benchmarks.readme writes them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pytorch_block_sparse.bench.contenders import DENSE, OURS, SEMI_STRUCTURED
+from pytorch_block_sparse.bench.contenders import DENSE, OURS
 from pytorch_block_sparse.bench.problems import PRODUCTS
+
+from . import gpu
+from .markdown import heading, number, row, write
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/cpu.json"
-GPU_RESULTS = ROOT / "benchmarks/results/h100.json"
 README = ROOT / "README.md"
-WRITTEN = "written by `python -m benchmarks.readme`, checked by the tests"
 # (in, out, tokens, block side): the lines of the table for the CPU, one for each density measured.
 LINES = (
     (768, 3072, 1024, 32),
@@ -31,7 +31,7 @@ def render(content: dict[str, Any]) -> str:
     """Markdown for what `make bench` measured on a CPU."""
     about, host = content["about"], content["host_microseconds"]["forward"]
     times = {(*_key(row), row["product"]): row["ratio"] for row in content["results"]}
-    densities = _densities(content["results"])
+    densities = sorted({row["density"] for row in content["results"]}, reverse=True)
     lines = [
         f"How many times as fast as `nn.Linear`, {about['dtype']}, random patterns. Measured on "
         f"{about['date']} on {about['cores']} cores of an {about['cpu']} ({about['threads']} "
@@ -41,7 +41,7 @@ def render(content: dict[str, Any]) -> str:
         "dense. torch BSR and libxsmm (1.17, driven by hand, weights packed beforehand) are "
         "measured in the forward.",
         "",
-        *_heading("in→out", "tokens", "block", "density", *PRODUCTS, *PEERS),
+        *heading("in→out", "tokens", "block", "density", *PRODUCTS, *PEERS),
     ]
     for in_features, out_features, tokens, block in LINES:
         for density in densities:
@@ -51,7 +51,7 @@ def render(content: dict[str, Any]) -> str:
             if ratios[0] is None:
                 continue
             layer = (f"{in_features}→{out_features}", str(tokens), f"{block}×{block}")
-            lines.append(_row(*layer, f"{density:g}", *map(_number, ratios)))
+            lines.append(row(*layer, f"{density:g}", *map(number, ratios)))
     lines += [
         "",
         "A step is forward, backward and AdamW. The time of a call itself, without gradients, on a "
@@ -60,152 +60,25 @@ def render(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_gpu(content: dict[str, Any]) -> str:
-    """Markdown for what benchmarks/h100.sh measured."""
-    about = content["about"]
-    rows = [row for row in content["results"] if row["pattern"] == "even"]
-    large = [row for row in rows if row["copy_fraction"] is None]
-    lines = [
-        f"On an {about['gpu']} (driver {about['driver']}, torch {about['torch']}, "
-        f"{about['date']}), {about['dtype']}, random patterns, at density "
-        f"{' / '.join(f'{d:g}' for d in _densities(large))}; all of it in "
-        f"[{GPU_RESULTS.name}]({GPU_RESULTS.relative_to(ROOT)}), the method in "
-        "[docs/benchmarks.md](docs/benchmarks.md). The best peer is the fastest of torch BSR, STK "
-        "and a plain Triton kernel in the forward.",
-        "",
-        *_heading("in→out", "tokens", "block", *PRODUCTS, "best peer"),
-    ]
-    for key, some in _grouped(large, "in_features", "out_features", "tokens", "block_height"):
-        cells = [_by_density(some, product, lambda row: row["ratio"][OURS]) for product in PRODUCTS]
-        cells.append(_by_density(some, PRODUCTS[0], _best_peer))
-        lines.append(_row(f"{key[0]}→{key[1]}", str(key[2]), f"{key[3]}×{key[3]}", *cells))
-    lines += _decode([row for row in rows if row["copy_fraction"] is not None])
-    for model in content.get("models", []):
-        lines += _model(model)
-    return "\n".join(lines) + "\n"
-
-
-def _decode(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    densities = _densities(rows)
-    lines = [
-        "",
-        "Few tokens, where the time is that of reading the weight: the ratio, and in brackets the "
-        "bytes of the stored blocks over the time, as a share of copy bandwidth "
-        f"({' / '.join(f'{d:g}' for d in densities)}).",
-        "",
-        *_heading("in→out", "tokens", "block", "forward"),
-    ]
-    for key, some in _grouped(rows, "in_features", "out_features", "tokens", "block_height"):
-        ratios = _by_density(some, PRODUCTS[0], lambda row: row["ratio"][OURS])
-        shares = _by_density(some, PRODUCTS[0], lambda row: 100 * row["copy_fraction"], "{:.0f}")
-        layer = (f"{key[0]}→{key[1]}", str(key[2]), f"{key[3]}×{key[3]}")
-        lines.append(_row(*layer, f"{ratios} ({shares}%)"))
-    return lines
-
-
-def _model(model: dict[str, Any]) -> list[str]:
-    work, (dense, *sparse) = model["work"], model["results"]
-    height, width = work["block"]
-    compiled = {
-        "whole": "both compiled by torch.compile",
-        "layers": "the layers of both compiled by torch.compile",
-        "off": "eager",
-    }[work["compile"]]
-    lines = [
-        "",
-        f"{work['model']}, {work['batch']} x {work['length']} tokens, blocks of {height}×{width}, "
-        f"{compiled}. Memory of weights, gradients and optimizer state as the allocator counts "
-        "it; that of the sparse layers alone, and of the whole model.",
-        "",
-        *_heading("", "step, ms", "ratio", "peak, GB", "sparse layers, GB", "whole model, GB"),
-    ]
-    for row in (dense, *sparse):
-        lines.append(
-            _row(
-                row["name"],
-                f"{row['step_milliseconds']:.1f}",
-                _number(dense["step_milliseconds"] / row["step_milliseconds"]),
-                *(
-                    f"{row[name] / 1e9:.2f}"
-                    for name in ("peak_bytes", "layer_state_bytes", "state_bytes")
-                ),
-            )
-        )
-    return lines
-
-
-def _best_peer(row: dict[str, Any]) -> float | None:
-    peers = [r for name, r in row["ratio"].items() if name not in (OURS, SEMI_STRUCTURED)]
-    return max(peers, default=None)
-
-
-def _by_density(
-    rows: list[dict[str, Any]],
-    product: str,
-    value: Callable[[dict[str, Any]], float | None],
-    form: str = "{:.2f}",
-) -> str:
-    """The values of a product at all densities, largest density first."""
-    found = {row["density"]: value(row) for row in rows if row["product"] == product}
-    ordered = (found[density] for density in sorted(found, reverse=True))
-    return " / ".join("-" if v is None else form.format(v) for v in ordered)
-
-
-def _grouped(
-    rows: list[dict[str, Any]], *names: str
-) -> list[tuple[tuple[Any, ...], list[dict[str, Any]]]]:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return list(groups.items())
-
-
-def _densities(rows: list[dict[str, Any]]) -> list[float]:
-    return sorted({row["density"] for row in rows}, reverse=True)
-
-
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     names = ("in_features", "out_features", "tokens", "block_height", "density")
     return tuple(row[name] for name in names)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _heading(*cells: str) -> list[str]:
-    return [_row(*cells), "| --- " * len(cells) + "|"]
-
-
-def sections() -> dict[str, str]:
-    """What the README must say between the marks of each name."""
-    found = {"speed": render(json.loads(RESULTS.read_text()))}
-    if GPU_RESULTS.exists():
-        found["speed on a GPU"] = render_gpu(json.loads(GPU_RESULTS.read_text()))
+def sections() -> dict[tuple[Path, str], str]:
+    """(document, name of the section) -> what it must say between its marks."""
+    found = {(README, "speed"): render(json.loads(RESULTS.read_text()))}
+    contents = gpu.published()
+    if gpu.MAIN in contents:
+        found[README, "speed on a GPU"] = gpu.render(contents[gpu.MAIN])
+        found[ROOT / "docs/benchmarks.md", "an H100"] = gpu.render_all(contents)
     return found
-
-
-def marked(name: str, text: str) -> str:
-    """A section of the README with its marks."""
-    return f"<!-- {name}: {WRITTEN} -->\n{text}<!-- /{name} -->\n"
 
 
 def main() -> None:
     """Rewrites the sections in place."""
-    text = README.read_text()
-    for name, section in sections().items():
-        head, _, rest = text.partition(f"<!-- {name}: {WRITTEN} -->\n")
-        _, end, tail = rest.partition(f"<!-- /{name} -->\n")
-        if not end:
-            raise SystemExit(f"{README} has no section marked {name!r}")
-        text = head + marked(name, section) + tail
-    README.write_text(text)
+    for (document, name), text in sections().items():
+        write(document, name, text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from . import contenders, host, layers, machine, models, options, report
+from . import contenders, host, layers, machine, models, options, report, verdicts
 from .verify import WrongResult
 
 FORMAT = 2
@@ -104,7 +104,9 @@ def measured(asked: argparse.Namespace, command: str, console: Console) -> dict[
             content["results"] += layers.measure(problem, products, setting)
             layers.free_memory(asked.device)
     layers.compare_patterns(content["results"])
-    content["host_microseconds"] = host.host_microseconds(asked.device, asked.dtype, 1.0)
+    content["host_microseconds"] = host.host_microseconds(
+        asked.device, asked.dtype, min(1.0, 10 * asked.seconds)
+    )
     content["left_out"] = setting.left_out
     return content
 
@@ -163,6 +165,9 @@ def show(content: dict[str, Any], console: Console) -> None:
             f"{work['block'][0]}×{work['block'][1]}, torch.compile: {work['compile']}"
         )
         console.print(report.model_table(model["results"], title))
+    judged = verdicts.of(content)
+    if judged:
+        console.print(report.goal_table(judged))
     for row in content["results"]:
         if "not_captured" in row:
             names = ", ".join(row["not_captured"])

@@ -25,11 +25,21 @@ CUDA = {
         32: (1.3, 2.3, 4.0, 4.5),
     },
 }
+# Below these no small block may be, at 4096→14336.
+FLOORS = {32: (1.2, 2.2, 4.2, 5.5), 16: (0.6, 1.05, 1.9, 2.6)}
 # What a peer, STK, reaches at 4096→14336, blocks of 128, density .05.
 WEIGHT_GRADIENT_128_005 = 12.6
 CUDA_TOKENS = 4096
 COPY_FRACTION = 0.8
 """Up to 64 tokens: stored bytes over time, in copy bandwidths, for a W larger than the L2."""
+FFMA_FRACTION = 0.8
+"""float32 on a GPU: multiplications and additions on stored blocks, of what FFMA could do."""
+EVEN_RATIO = 1 / 1.2
+"""The time of the even pattern over that of an uneven one with as many blocks."""
+GAIN_KEPT = 0.85
+"""The share of what the kernels of a whole model save that its step gets faster by."""
+HOST_RATIOS = {"forward": 1.0, "forward + backward": 1 / 1.1}
+"""nn.Linear's host time of a call over ours."""
 
 
 def ratio(
@@ -51,6 +61,16 @@ def ratio(
         return None if dtype == "float32" else _cuda(problem, product)
     times_density = _cpu(problem, dtype, features)
     return None if times_density is None else times_density / problem.density
+
+
+def floor(problem: Problem, product: str, dtype: str) -> float | None:
+    """The ratio that a small block must reach on a GPU in any case; None where there is none."""
+    goal = ratio(problem, product, dtype, "cuda")
+    shape = (problem.in_features, problem.out_features)
+    row = FLOORS.get(problem.block_height)
+    if goal is None or row is None or shape != (4096, 14336) or problem.is_decode:
+        return None
+    return row[DENSITIES.index(problem.density)]
 
 
 def copy_fraction(problem: Problem, product: str, itemsize: int, l2_bytes: int) -> float | None:

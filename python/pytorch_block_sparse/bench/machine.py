@@ -44,6 +44,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "gpu_bytes": properties.total_memory,
             "l2_bytes": properties.L2_cache_size,
+            "ffma_gflops": _ffma_gflops(properties),
             "driver": _driver(),
             "cuda": torch.version.cuda,
         }
@@ -70,6 +71,12 @@ def copy_bandwidth(device: torch.device, nbytes: int | None = None) -> float:
         _synchronize(device)
         times.append(time.perf_counter() - begin)
     return 2 * nbytes / statistics.median(times[1:])
+
+
+def _ffma_gflops(properties: Any) -> float:
+    """float32 multiplications and additions a second, in 1e9, that a GPU could do at best."""
+    lanes = 64 if (properties.major, properties.minor) == (8, 0) else 128
+    return 2e-6 * lanes * float(properties.multi_processor_count * properties.clock_rate)  # kHz
 
 
 def _synchronize(device: torch.device) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from . import goals
 from .contenders import DENSE, OURS
 from .problems import PRODUCTS
+from .verdicts import Verdict, summary
 
 
 def peers_in(rows: list[dict[str, Any]]) -> list[str]:
@@ -54,7 +56,7 @@ def layer_table(rows: list[dict[str, Any]], title: str) -> Table:
             _number(row["goal"]),
             f"{row['roofline_fraction']:.0%}",
             *([_judged(row["copy_fraction"], row["copy_goal"], "{:.0%}")] if decode else []),
-            *([_judged(row.get("even_ratio"), 1 / 1.2)] if uneven else []),
+            *([_judged(row.get("even_ratio"), goals.EVEN_RATIO)] if uneven else []),
             f"{row['useful_gflops']:.0f}",
             *(_number(row["ratio"].get(name)) for name in others),
         ]
@@ -87,12 +89,31 @@ def model_table(rows: list[dict[str, Any]], title: str) -> Table:
             f"{row['step_milliseconds']:.2f}",
             f"{dense['step_milliseconds'] / row['step_milliseconds']:.2f}",
             _number(row["kernel_milliseconds_saved"]),
-            _judged(row["gain_kept"], 0.85, "{:.0%}"),
+            _judged(row["gain_kept"], goals.GAIN_KEPT, "{:.0%}"),
             "" if peak is None else f"{peak / 1e6:.0f}",
             f"{row['state_bytes'] / 1e6:.0f}",
             f"{row['state_bytes'] / dense['state_bytes']:.1%}",
             f"{row['layer_state_bytes'] / dense['layer_state_bytes']:.1%}",
             f"{row['parameters'] / 1e6:.1f}",
+        )
+    return result
+
+
+def goal_table(verdicts: list[Verdict]) -> Table:
+    """One line for the goals of a title: how many were met, and the worst of them."""
+    result = Table(title="goals", title_justify="left")
+    for heading in ("", "worst"):
+        result.add_column(heading, no_wrap=True)
+    for heading in ("met", "reached", "asked", "share"):
+        result.add_column(heading, justify="right")
+    for title, met, count, worst in summary(verdicts):
+        result.add_row(
+            title,
+            worst.where,
+            f"[{'green' if met == count else 'red'}]{met} of {count}",
+            f"{worst.value:.2f}",
+            f"{worst.goal:.2f}",
+            f"{worst.share:.0%}",
         )
     return result
 
