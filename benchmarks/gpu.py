@@ -58,8 +58,8 @@ def render_all(contents: dict[str, dict[str, Any]]) -> str:
     files = ", ".join(f"[{n}.json](../benchmarks/results/{n}.json)" for n in contents)
     lines = [
         f"Measured on {about['date']} with commit {about['commit'][:12]} on an {about['gpu']}, "
-        f"there by `benchmarks/h100.sh`, with the options that each file names: {files}. The README "
-        f"has the ratios of {about['dtype']}.",
+        f"there by `benchmarks/h100.sh`, with the options that each file names: {files}. The "
+        f"README has the ratios of {about['dtype']}.",
         "",
         "Which goals are met. *Worst* is the one of which the smallest share was reached.",
         "",
