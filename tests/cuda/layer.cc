@@ -359,6 +359,41 @@ void expect_close(const DeviceBuffer& buffer, DataType type, const Expected& wan
   EXPECT_EQ(wrong, 0) << "elements of " << rows * cols << " are wrong";
 }
 
+ForwardArgs forward_args(const Layer& l, const DeviceLayer& d, void* y) {
+  ForwardArgs a;
+  a.dtype = l.c.dtype;
+  a.allow_tf32 = l.c.tf32;
+  a.pattern = d.pattern;
+  a.plan = d.plan.as<std::int32_t>();
+  a.tokens = l.c.tokens;
+  a.x = d.x.data();
+  a.ldx = d.ldx;
+  a.values = d.values.data();
+  a.bias = d.bias.data();
+  a.y = y;
+  a.ldy = d.ldy;
+  return a;
+}
+
+InputGradientArgs input_gradient_args(const Layer& l, const DeviceLayer& d, void* dx) {
+  InputGradientArgs a;
+  a.dtype = l.c.dtype;
+  a.allow_tf32 = l.c.tf32;
+  a.pattern = d.pattern;
+  a.plan = d.plan.as<std::int32_t>();
+  a.tokens = l.c.tokens;
+  a.dy = d.dy.data();
+  a.lddy = d.ldy;
+  a.values = d.values.data();
+  a.dx = dx;
+  a.lddx = d.ldx;
+  return a;
+}
+
+std::size_t bytes_of(std::int64_t rows, std::int64_t stride, DataType type) {
+  return static_cast<std::size_t>(rows * stride) * size_of(type);
+}
+
 Forced::Forced(const std::string& name) {
   if (!name.empty()) setenv("BLOCK_SPARSE_FORCE", name.c_str(), 1);
 }

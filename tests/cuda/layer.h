@@ -106,6 +106,13 @@ struct DeviceLayer {
   explicit DeviceLayer(const Layer& layer, bool with_plan = true);
 };
 
+/// Of rows that are `stride` elements apart.
+std::size_t bytes_of(std::int64_t rows, std::int64_t stride, DataType type);
+
+/// The forward product with bias into y, and the input gradient into dx.
+ForwardArgs forward_args(const Layer& l, const DeviceLayer& d, void* y);
+InputGradientArgs input_gradient_args(const Layer& l, const DeviceLayer& d, void* dx);
+
 /// (rows, cols) with a gap of NaN after each row, as bytes of the type.
 std::vector<std::uint8_t> with_gaps(const std::vector<double>& matrix, std::int64_t rows,
                                     std::int64_t cols, std::int64_t gap, DataType type);

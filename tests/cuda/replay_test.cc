@@ -14,18 +14,8 @@ struct Call {
   Call(const LayerCase& c, std::uint64_t seed)
       : layer(c, seed),
         device(layer),
-        y(static_cast<std::size_t>(c.tokens * device.ldy) * size_of(c.dtype)) {
-    args.dtype = c.dtype;
-    args.pattern = device.pattern;
-    args.plan = device.plan.as<std::int32_t>();
-    args.tokens = c.tokens;
-    args.x = device.x.data();
-    args.ldx = device.ldx;
-    args.values = device.values.data();
-    args.bias = device.bias.data();
-    args.y = y.data();
-    args.ldy = device.ldy;
-  }
+        y(bytes_of(c.tokens, device.ldy, c.dtype)),
+        args(forward_args(layer, device, y.data())) {}
   void check() const {
     expect_close(y, layer.c.dtype, layer.forward(), layer.c.tokens, layer.c.out, layer.c.gap,
                  layer.c.in, Activation::none, DataType::f32);
