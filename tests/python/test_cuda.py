@@ -157,7 +157,8 @@ def test_graph_of_the_other_device():
         x = torch.randn(50, 256, dtype=torch.bfloat16)
         expected = layer(x)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # torch's own stream for captures is of the device that captured first.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
             captured = layer(x)
         captured.zero_()
         graph.replay()
