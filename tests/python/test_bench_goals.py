@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import gpu
 from benchmarks.markdown import WRITTEN, marked, write
-from pytorch_block_sparse.bench import cli, goals, report, verdicts
+from pytorch_block_sparse.bench import cli, goals, machine, report, verdicts
 from pytorch_block_sparse.bench.contenders import BSR, DENSE, OURS, SEMI_STRUCTURED
 from pytorch_block_sparse.bench.problems import Problem
 
@@ -140,6 +141,20 @@ def test_goal_of_float32_is_a_share_of_the_peak() -> None:
     (verdict,) = verdicts.of(content_of(*rows, dtype="float32"))
     assert verdict.title == "4096→14336, 8192 tokens: share of FFMA's peak"
     assert (verdict.value, verdict.goal) == (0.75, goals.FFMA_FRACTION)
+
+
+@pytest.mark.parametrize(
+    ("capability", "count", "peak"), [((9, 0), 132, 66908.16), ((8, 0), 108, 27371.52)]
+)
+def test_peak_of_float32(
+    capability: tuple[int, int], count: int, peak: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    major, minor = capability
+    properties = SimpleNamespace(major=major, minor=minor, multi_processor_count=count)
+    monkeypatch.setattr(machine, "_of_gpu", lambda what: "1980")
+    assert machine._ffma_gflops(properties) == pytest.approx(peak)
+    monkeypatch.setattr(machine, "_of_gpu", lambda what: None)  # without nvidia-smi
+    assert machine._ffma_gflops(properties) is None
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def describe(device: torch.device) -> dict[str, Any]:
             "gpu_bytes": properties.total_memory,
             "l2_bytes": properties.L2_cache_size,
             "ffma_gflops": _ffma_gflops(properties),
-            "driver": _driver(),
+            "driver": _of_gpu("driver_version"),
             "cuda": torch.version.cuda,
         }
         about["peers"] = {name: v for name in _PEERS if (v := _version(name)) is not None}
@@ -73,10 +73,13 @@ def copy_bandwidth(device: torch.device, nbytes: int | None = None) -> float:
     return 2 * nbytes / statistics.median(times[1:])
 
 
-def _ffma_gflops(properties: Any) -> float:
+def _ffma_gflops(properties: Any) -> float | None:
     """float32 multiplications and additions a second, in 1e9, that a GPU could do at best."""
+    megahertz = _of_gpu("clocks.max.sm")
+    if megahertz is None:
+        return None
     lanes = 64 if (properties.major, properties.minor) == (8, 0) else 128
-    return 2e-6 * lanes * float(properties.multi_processor_count * properties.clock_rate)  # kHz
+    return 2e-3 * lanes * float(properties.multi_processor_count) * float(megahertz)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -94,8 +97,8 @@ def _cpuinfo() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _driver() -> str | None:
-    return _answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+def _of_gpu(what: str) -> str | None:
+    return _answer("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", "--id=0")
 
 
 def _version(distribution: str) -> str | None:

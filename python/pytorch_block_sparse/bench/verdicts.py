@@ -76,7 +76,8 @@ def _of_row(row: dict[str, Any], about: dict[str, Any]) -> Iterator[Verdict]:
         floor = goals.floor(problem, product, dtype)
         if floor is not None:
             yield Verdict(f"{layer}, {tokens}, blocks of {block}: floor", where, ours, floor)
-        if dtype == "float32" and product != "step" and not problem.is_decode:
+        is_product = product != "step" and not problem.is_decode
+        if dtype == "float32" and is_product and about["ffma_gflops"] is not None:
             share = row["useful_gflops"] / about["ffma_gflops"]
             title = f"{layer}, {tokens}: share of FFMA's peak"
             yield Verdict(title, where, share, goals.FFMA_FRACTION)
