@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.run import Run, methods, train
+from benchmarks.quality.methods import method_of, methods
+from benchmarks.quality.packed import train_all, train_packed
+from benchmarks.quality.run import Run
 
 
 def main() -> int:
-    """Runs what the command line asks for; the number of runs that failed."""
+    """Runs what the command line asks for; the number of runs that did not end."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--methods", default=",".join(methods(0.1, 2000)))
+    parser.add_argument("--methods", default=",".join(methods(0.1, 2000)), help=method_of.__doc__)
     parser.add_argument("--densities", default=".1")
     parser.add_argument("--blocks", default="32")
     parser.add_argument("--seeds", default="0")
@@ -32,56 +35,45 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--size", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--list", type=Path, help="file with a line of such options for each slice")
     parser.add_argument("--packed", type=int, default=1, help="runs at a time")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="then stop")
     parser.add_argument("--checkpoint-every", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/output/quality"))
     parser.add_argument("--table", action="store_true", help="only the table")
     options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
     options.folder.mkdir(parents=True, exist_ok=True)
-    failed = 0
+    missing = 0
     if not options.table:
-        runs = _runs(options)
-        if len(runs) == 1 or options.packed == 1:
-            for run in runs:
-                train(run, options.device, options.folder, options.checkpoint_every)
-        else:
-            failed = _packed(runs, options)
+        slices = [options]
+        if options.list is not None:
+            lines = [
+                line.partition("#")[0].split() for line in options.list.read_text().split("\n")
+            ]
+            slices = [parser.parse_args(line) for line in lines if line]
+        runs = list(dict.fromkeys(run for part in slices for run in runs_of(part)))
+        work = (options.device, options.folder, options.checkpoint_every, options.packed, deadline)
+        (train_all if options.packed == 1 else train_packed)(runs, *work)
+        missing = sum(not (options.folder / f"{run.name}.json").exists() for run in runs)
     print(table(options.folder))
-    return failed
+    return missing
 
 
-def _runs(options: argparse.Namespace) -> list[Run]:
-    """Each combination once; a dense model knows neither density nor block."""
+def runs_of(options: argparse.Namespace) -> list[Run]:
+    """Each combination; a dense model knows neither density nor block."""
     runs = []
     for seed in options.seeds.split(","):
         for density in options.densities.split(","):
             for block in options.blocks.split(","):
                 for method in options.methods.split(","):
-                    d, b = (1.0, 1) if method == "dense" else (float(density), int(block))
+                    d, b = float(density), int(block)
+                    if method.partition("+")[0] == "dense":
+                        d, b = 1.0, 1
+                    method_of(method, d, options.steps)  # is refused here, not in the middle
                     run = Run(method, d, b, int(seed), options.steps, options.lr, options.size)
-                    if run not in runs:
-                        runs.append(run)
+                    runs.append(run)
     return runs
-
-
-def _packed(runs: list[Run], options: argparse.Namespace) -> int:
-    """Processes of one run each, so many at a time."""
-    waiting, failed = list(runs), 0
-    running: list[subprocess.Popen[bytes]] = []
-    while waiting or running:
-        while waiting and len(running) < options.packed:
-            run = waiting.pop(0)
-            command = [sys.executable, "-m", "benchmarks.quality", "--methods", run.method]
-            command += ["--densities", str(run.density), "--blocks", str(run.block)]
-            command += ["--seeds", str(run.seed), "--steps", str(run.steps), "--lr", str(run.lr)]
-            command += ["--size", run.size, "--device", options.device]
-            command += ["--folder", str(options.folder)]
-            command += ["--checkpoint-every", str(options.checkpoint_every)]
-            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        running[0].wait()
-        failed += sum(process.poll() not in (None, 0) for process in running)
-        running = [process for process in running if process.poll() is None]
-    return failed
 
 
 def table(folder: Path) -> str:

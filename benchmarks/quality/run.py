@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.quality.methods import Method, method_of
 from benchmarks.quality.model import SIZES, Decoder, Size, Text, bits_per_byte
+from benchmarks.quality.patterns import core_masks
 from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix, BlockSparseModelPatcher
-from pytorch_block_sparse.training import (
-    SET,
-    SNFS,
-    BLaST,
-    GradualMagnitude,
-    GroupGrowth,
-    MovementPruning,
-    PatternConfig,
-    PatternTrainer,
-    RigL,
-    Static,
-    TopKAST,
-)
+from pytorch_block_sparse.training import PatternTrainer
 
 LAYERS = r"blocks\.\d+\.(attention|mlp)_(in|out)"
 WARMUP, WEIGHT_DECAY, HELD_OUT = 0.05, 0.1, 16
@@ -48,74 +39,49 @@ class Run:
     @property
     def name(self) -> str:
         """Of its file."""
-        return (
-            f"{self.method}-d{self.density:g}-b{self.block}-s{self.seed}-{self.steps}-{self.size}"
-        )
+        name = f"{self.method}-d{self.density:g}-b{self.block}-s{self.seed}-{self.steps}"
+        return f"{name}-{self.size}" + ("" if self.lr == Run.lr else f"-lr{self.lr:g}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method, how dense it starts relative to its target (0: fully dense), and with which
-    pattern."""
-
-    config: PatternConfig | None
-    start: float = 1.0
-    pattern: str = "random"
-    density_rule: str = "uniform"
-
-
-def methods(density: float, steps: int) -> dict[str, Method]:
-    """All that are compared; None is a dense model."""
-    every = max(1, steps // 20)
-    move: dict[str, Any] = {"update_every": every, "end": steps * 3 // 4}
-    thin: dict[str, Any] = {"update_every": max(1, steps // 40), "end": steps * 7 // 10}
-    thin |= {"start": steps // 20, "density": density}
-    both: dict[str, Any] = {**thin, "drop_fraction": 0.1}
-    return {
-        "dense": Method(None),
-        "small": Method(None),
-        "static": Method(Static()),
-        "balanced": Method(Static(), pattern="balanced"),
-        "erk": Method(Static(), density_rule="erk"),
-        "set": Method(SET(**move)),
-        "rigl": Method(RigL(**move)),
-        "rigl-balanced": Method(RigL(**move), pattern="balanced"),
-        "rigl-global": Method(RigL(**move, budget="global")),
-        "snfs": Method(SNFS(**move, norm_every=every)),
-        "groups": Method(GroupGrowth(**move)),
-        "top-kast": Method(TopKAST(**move), start=2.0),
-        "blast": Method(BLaST(**both), start=0),
-        # Never more than 1.5 times the target.
-        "blast-1.5": Method(BLaST(**{**both, "drop_fraction": 0.3}), start=1.5, pattern="balanced"),
-        "gradual": Method(GradualMagnitude(**thin), start=0),
-        "gradual-global": Method(GradualMagnitude(**thin, budget="global"), start=0),
-        "gradual-1.5": Method(GradualMagnitude(**thin), start=1.5, pattern="balanced"),
-        "movement": Method(MovementPruning(**thin), start=0),
-    }
-
-
-def make(run: Run, device: str) -> tuple[nn.Module, PatternConfig | None]:
+def make(run: Run, device: str) -> tuple[nn.Module, Method]:
     """The model of a run, and its method."""
-    method = methods(run.density, run.steps)[run.method]
+    method = method_of(run.method, run.density, run.steps)
     size = SIZES[run.size]
     torch.manual_seed(run.seed)
-    if run.method == "small":
-        return Decoder(size.with_weights(target(size, run))).to(device), None
+    if run.method.partition("+")[0] == "small":
+        return Decoder(size.with_weights(target(size, run))).to(device), method
     model = Decoder(size).to(device)
     if method.config is None:
-        return model, None
+        return model, method
     density = min(1.0, method.start * run.density) if method.start else 1.0
+    options: dict[str, Any] = {"block_shape": (run.block, run.block)}
+    if method.pattern == "core":
+        options |= {"pattern": core_masks(size, density, run.block)}
+    else:
+        options |= {"density": density, "pattern": method.pattern}
+        options |= {"density_rule": method.density_rule}
     patcher = BlockSparseModelPatcher()
-    options = {"density": density, "block_shape": (run.block, run.block)}
-    options |= {"pattern": method.pattern, "density_rule": method.density_rule}
     patcher.add_pattern(LAYERS, options)
     patcher.patch_model(model)
     for layer in model.modules():
         if isinstance(layer, BlockSparseLinear):
             layer.reset_parameters()  # the scale of the inputs that are there
-            if run.method in ("rigl-global", "snfs"):  # room to exchange blocks
+            if method.spare:
                 layer.weight.resize_slots_(layer.weight.n_blocks * 3 // 2)
-    return model, method.config
+    return model, method
+
+
+def groups_of(model: nn.Module, lr_scale: float) -> list[dict[str, Any]]:
+    """Parameter groups: stored blocks, or the weights in their place, and all else."""
+    inside = [
+        module.values if isinstance(module, BlockSparseMatrix) else module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, BlockSparseMatrix)
+        or (isinstance(module, nn.Linear) and re.fullmatch(LAYERS, name))
+    ]
+    known = {id(values) for values in inside}
+    others = [p for p in model.parameters() if id(p) not in known]
+    return [{"params": others, "lr_scale": 1.0}, {"params": inside, "lr_scale": lr_scale}]
 
 
 def target(size: Size, run: Run) -> int:
@@ -143,17 +109,37 @@ def rate(run: Run, step: int) -> float:
     return run.lr * (0.55 + 0.45 * math.cos(math.pi * time_))
 
 
-def train(run: Run, device: str, folder: Path, checkpoint_every: int = 0) -> dict[str, Any]:
-    """Trains, or goes on from a checkpoint, and returns what was found."""
+def train(
+    run: Run,
+    device: str,
+    folder: Path,
+    checkpoint_every: int = 0,
+    *,
+    packed: int = 1,
+    deadline: float = math.inf,
+) -> dict[str, Any] | None:
+    """Trains, or goes on from a checkpoint, and returns what was found.
+
+    Args:
+        run: what.
+        device: where.
+        folder: of the results, one JSON each, and of checkpoints.
+        checkpoint_every: steps between two checkpoints; 0 for none.
+        packed: how many runs share the device, which is noted beside the time of a step.
+        deadline: when to stop, as `time.monotonic` counts; then None is returned, after a last
+            checkpoint if there are any.
+    """
     path, saved = folder / f"{run.name}.json", folder / f"{run.name}.pt"
     if path.exists():
         result: dict[str, Any] = json.loads(path.read_text())
         return result
     size, text = SIZES[run.size], Text(device)
-    model, config = make(run, device)
+    model, method = make(run, device)
+    groups = groups_of(model, method.lr_scale)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=run.lr, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
+        groups, lr=run.lr, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
     )
+    config = method.config
     trainer = None if config is None else PatternTrainer(model, optimizer, config)
     begin, most, history = 0, stored(model), []
     if saved.exists():
@@ -167,7 +153,7 @@ def train(run: Run, device: str, folder: Path, checkpoint_every: int = 0) -> dic
     timer = _Timer(device)
     for step in range(begin, run.steps):
         for group in optimizer.param_groups:
-            group["lr"] = rate(run, step)
+            group["lr"] = group["lr_scale"] * rate(run, step)
         with autocast:
             loss = bits_per_byte(model, text.batch(size, run.seed, step))
         loss.backward()
@@ -180,11 +166,14 @@ def train(run: Run, device: str, folder: Path, checkpoint_every: int = 0) -> dic
             history.append([update.step, *(overall[f"pattern/{name}"] for name in names)])
         optimizer.zero_grad()
         timer.step(step - begin)
-        if checkpoint_every and (step + 1) % checkpoint_every == 0:
+        late = time.monotonic() >= deadline
+        if checkpoint_every and (late or (step + 1) % checkpoint_every == 0):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"step": step + 1, "history": history}
             state |= {} if trainer is None else {"trainer": trainer.state_dict()}
             torch.save(state, saved)
+        if late and step + 1 < run.steps:
+            return None
     with torch.no_grad(), autocast:
         batches = text.held_out_batches(size, HELD_OUT)
         bits = float(torch.stack([bits_per_byte(model, batch) for batch in batches]).mean())
@@ -196,6 +185,7 @@ def train(run: Run, device: str, folder: Path, checkpoint_every: int = 0) -> dic
         "history": history,
         "text": text.digest,
         "torch": torch.__version__,
+        "packed": packed,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         **timer.found(),
     }

@@ -21,6 +21,7 @@ from pytorch_block_sparse.training import (
     BLaST,
     GradualMagnitude,
     GroupGrowth,
+    L0Gates,
     MovementPruning,
     PatternConfig,
     RigL,
@@ -45,6 +46,7 @@ METHODS: list[PatternConfig] = [
     MovementPruning(end=300),
     GroupGrowth(end=300, group=2),
     TopKAST(end=300, forward=0.25),
+    L0Gates(end=300, penalty=0.5),
 ]
 
 
@@ -68,6 +70,13 @@ def test_configurations_go_to_json_and_back(config: PatternConfig) -> None:
         (lambda: RigL(drop_fraction=0), "drop_fraction is 0 .* above 0 and at most 1"),
         (lambda: RigL(decay="cubic"), "decay is 'cubic' .* 'cosine', 'linear', 'constant'"),
         (lambda: RigL(score="norm"), "score is 'norm' .* 'frobenius'"),
+        (
+            lambda: RigL(score="gate"),
+            "score is 'gate' .* expected one of 'frobenius', .*'movement'$",
+        ),
+        (lambda: L0Gates(score="max"), "score is 'max' .* expected one of 'gate'"),
+        (lambda: L0Gates(penalty=-1), "penalty is -1"),
+        (lambda: L0Gates(gate_lr=float("nan")), "gate_lr is nan"),
         (lambda: RigL(budget="model"), "budget is 'model' .* 'layer', 'global'"),
         (lambda: RigL(layers="("), r"layers is '\(', expected a regular expression or None: "),
         (lambda: GradualMagnitude(density=1.5), "density is 1.5"),
@@ -263,7 +272,7 @@ def test_target_storage_from_first_to_last(config: PatternConfig) -> None:
 
 
 @pytest.mark.parametrize("budget", ["layer", "global"])
-@pytest.mark.parametrize("kind", [GradualMagnitude, BLaST, MovementPruning])
+@pytest.mark.parametrize("kind", [GradualMagnitude, BLaST, MovementPruning, L0Gates])
 @pytest.mark.parametrize("sizes", [1, 3, 6])
 def test_storage_goes_down_by_the_cubic_schedule(kind: Any, budget: Any, sizes: int) -> None:
     config = kind(update_every=5, start=5, end=65, density=0.1, budget=budget, max_sizes=sizes)

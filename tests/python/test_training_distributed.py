@@ -20,6 +20,7 @@ from pytorch_block_sparse.training import (
     SNFS,
     BLaST,
     GradualMagnitude,
+    L0Gates,
     MovementPruning,
     PatternConfig,
     PatternTrainer,
@@ -39,6 +40,7 @@ CONFIGS: dict[str, PatternConfig] = {
     "top-kast": TopKAST(**RHYTHM, max_sizes=1),
     "blast": BLaST(**RHYTHM, density=0.2, max_sizes=1),
     "gradual": GradualMagnitude(**RHYTHM, density=0.2, budget="global", max_sizes=1),
+    "l0": L0Gates(**RHYTHM, density=0.2, max_sizes=1),
     "movement": MovementPruning(**RHYTHM, density=0.2, max_sizes=1),
 }
 

@@ -21,6 +21,7 @@ from pytorch_block_sparse.training import (
     BLaST,
     GradualMagnitude,
     GroupGrowth,
+    L0Gates,
     MovementPruning,
     PatternConfig,
     RigL,
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[PatternConfig, dict[str, Any]]] = {
     "groups": (GroupGrowth(**RHYTHM), {}),
     "blast": (BLaST(**THIN), {"student": (0.5,)}),
     "movement": (MovementPruning(**THIN), DENSE),
+    "l0 gates": (L0Gates(**THIN), DENSE),
     "gradual": (GradualMagnitude(**THIN), DENSE),
     "gradual global": (
         GradualMagnitude(**THIN, budget="global"),

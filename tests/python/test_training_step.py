@@ -15,6 +15,7 @@ from pytorch_block_sparse.training import (
     SET,
     SNFS,
     GradualMagnitude,
+    L0Gates,
     MovementPruning,
     PatternConfig,
     PatternTrainer,
@@ -52,6 +53,7 @@ CONFIGS: list[PatternConfig] = [
     RigL(update_every=3, end=20),
     RigL(update_every=3, end=20, score="fisher"),
     MovementPruning(update_every=3, end=20, density=0.2),
+    L0Gates(update_every=3, end=17, density=0.2),
 ]
 
 
@@ -80,7 +82,7 @@ def scaled_run(
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("config", CONFIGS, ids=["snfs", "rigl", "rigl fisher", "movement"])
+@pytest.mark.parametrize("config", CONFIGS, ids=["snfs", "rigl", "rigl fisher", "movement", "l0"])
 def test_under_grad_scaler_scores_are_unscaled_and_skipped_steps_skipped(
     config: PatternConfig, fused: bool
 ) -> None:
@@ -91,7 +93,7 @@ def test_under_grad_scaler_scores_are_unscaled_and_skipped_steps_skipped(
     assert scaled.steps == plain.steps == 20
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     for ours, theirs in zip(scaled.layers, plain.layers, strict=True):
-        assert (ours.gathered is None) == (config.score == "frobenius")
+        assert (ours.gathered is None) == (config.score in ("frobenius", "gate"))
         assert (ours.norm_average is None) != isinstance(config, SNFS)
         for a, b in ((ours.gathered, theirs.gathered), (ours.norm_average, theirs.norm_average)):
             if a is not None and b is not None:
@@ -123,9 +125,10 @@ class Compiled:
         (SET(update_every=2, end=20), 1),
         (GradualMagnitude(update_every=2, end=20, density=0.2, max_sizes=1), 1),
         (TopKAST(update_every=2, end=30, max_sizes=1), 1),
+        (L0Gates(update_every=2, end=30, density=0.2, max_sizes=1), 1),
         (RigL(update_every=2, end=20, decay="constant"), 2),  # one of them with gradient norms
     ],
-    ids=["set", "gradual", "top-kast", "rigl"],
+    ids=["set", "gradual", "top-kast", "l0", "rigl"],
 )
 def test_within_the_slots_nothing_is_compiled_again(config: PatternConfig, graphs: int) -> None:
     model, twin = make(), make()
@@ -188,12 +191,24 @@ def test_resizes_with_an_old_loss_alive(mode: str) -> None:
 
 
 @pytest.mark.gpu
-def test_a_captured_graph_goes_on() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        SET(update_every=2, end=20),
+        GradualMagnitude(update_every=2, end=20, density=0.2, max_sizes=1),
+        L0Gates(update_every=2, end=30, density=0.2, max_sizes=1),
+    ],
+    ids=["set", "gradual", "l0"],
+)
+def test_a_captured_graph_goes_on(config: PatternConfig) -> None:
     model, twin = make(), make()
-    config = SET(update_every=2, end=20)
     x, y = (randn(16, 64, dtype=torch.float32, seed=k) for k in (0, 1))
     optimizers = [
         torch.optim.AdamW(m.parameters(), lr=1e-2, capturable=True) for m in (model, twin)
+    ]
+    trainers = [
+        PatternTrainer(m, optimizer, config)
+        for m, optimizer in zip((model, twin), optimizers, strict=True)
     ]
 
     def step(m: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -211,10 +226,6 @@ def test_a_captured_graph_goes_on() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step(model, optimizers[0])
-    trainers = [
-        PatternTrainer(m, optimizer, config)
-        for m, optimizer in zip((model, twin), optimizers, strict=True)
-    ]
     for _ in range(20):
         graph.replay()
         trainers[0].step(stepped=True)

@@ -15,7 +15,7 @@ from .._validation import describe, is_int, is_share
 from ..density import DENSITY_RULES
 from .schedules import Decay, Rhythm, cubic_count, decayed
 
-Score = Literal["frobenius", "mean_abs", "max", "gradient_weight", "fisher", "movement"]
+Score = Literal["frobenius", "mean_abs", "max", "gradient_weight", "fisher", "movement", "gate"]
 Growth = Literal["none", "random", "gradient", "momentum", "group"]
 Budget = Literal["layer", "global"]
 
@@ -49,6 +49,8 @@ class PatternConfig:
     seed: int = 0
 
     growth: ClassVar[Growth] = "none"
+    #: What the method can rank by; "gate" is for blocks that have some alone.
+    scores: ClassVar[tuple[str, ...]] = tuple(name for name in get_args(Score) if name != "gate")
     _by_name: ClassVar[dict[str, type[PatternConfig]]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -64,7 +66,7 @@ class PatternConfig:
         check_int("start", self.start, 0)
         check_int("end", self.end, 0)
         check_int("seed", self.seed, 0)
-        check_choice("score", self.score, get_args(Score))
+        check_choice("score", self.score, self.scores)
         check_choice("budget", self.budget, get_args(Budget))
         if self.layers is not None:
             try:

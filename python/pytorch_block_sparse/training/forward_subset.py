@@ -10,36 +10,27 @@ from torch import Tensor
 
 from .. import functional
 from .._autograd import cast_for_autocast
-from .._products import ACTIVATIONS
 from ..block_sparse import BlockSparseMatrix
 from ..pattern import index_of
+from .product import SideGradient, multiply_beside
 
 
-class _GradientOfAll(torch.autograd.Function):
-    """y -> y; in the backward the gradient of `values` is dyᵀ x on all stored blocks."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, x: Tensor, values: Tensor, allow_tf32: bool, *index: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, *index)
-        ctx.form = values.shape, values.dtype, allow_tf32
-        ctx.mark_dirty(y)
-        return y
+class _GradientOfAll(SideGradient):
+    """The gradient of its target, the values, is dyᵀ x on all stored blocks."""
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, *index = ctx.saved_tensors
-        shape, dtype, allow_tf32 = ctx.form
+        (allow_tf32,), shape, dtype, _ = ctx.form
         with torch.no_grad():
             dvalues = torch.ops.block_sparse.linear_weight_grad(
                 dy, cast_for_autocast(x, dy.dtype), index, *shape, dtype, allow_tf32
             )
-        return dy, None, dvalues, None, *(None for _ in index)
+        return SideGradient.gradients(ctx, dy, dvalues)
 
 
 class ForwardSubset:
-    """Takes the place of the product of a layer that stores more than it uses.
+    """The product of a layer that stores more than it uses.
 
     Attributes:
         blocks: (k,) int64 on the CPU, which blocks are used, in stored order, ascending.
@@ -87,9 +78,16 @@ class ForwardSubset:
             return functional.linear_of(
                 x, values, self.index, weight.shape, bias, activation, preactivation
             )
-        y = functional.linear_of(
-            x, values.detach(), self.index, weight.shape, bias, "none", preactivation
+        return multiply_beside(
+            _GradientOfAll,
+            values,
+            (),
+            weight.index,
+            x,
+            values.detach(),
+            self.index,
+            weight,
+            bias,
+            activation,
+            preactivation,
         )
-        allow_tf32 = functional.allows_tf32(x)
-        y = _GradientOfAll.apply(y, x.detach(), values, allow_tf32, *weight.index)
-        return ACTIVATIONS[activation](y)

@@ -15,36 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import functional
-from .._products import ACTIVATIONS
 from ..block_sparse import BlockSparseMatrix
+from .product import SideGradient, multiply_beside
 
 
-class _SeenBackwards(torch.autograd.Function):
-    """y -> y; in the backward the block norms of dyᵀ x are the gradient of `norms`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, y: Tensor, x: Tensor, norms: Tensor, block: tuple[int, int], allow_tf32: bool
-    ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.form = block, allow_tf32, norms.dtype
-        ctx.mark_dirty(y)  # not a view, which an in-place activation after the layer would refuse
-        return y
+class _Norms(SideGradient):
+    """The gradient of its target is the block norms of dyᵀ x."""
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        (height, width), allow_tf32, dtype = ctx.form
+        (height, width, allow_tf32), _, dtype, _ = ctx.form
         with torch.no_grad():
             norms = torch.ops.block_sparse.block_norms(
                 dy.detach(), x.to(dy.dtype), height, width, allow_tf32
             )
-        return dy, None, norms.to(dtype), None, None
+        return SideGradient.gradients(ctx, dy, norms.to(dtype))
 
 
 class GradientNorms:
-    """Takes the place of the product of a layer while the norms of its gradient are wanted.
+    """The product of a layer while the norms of its gradient are wanted.
 
     The norm of a sum of gradients is at most the sum of their norms, which is what is added up
     over the parts of a batch and over processes.
@@ -66,10 +56,17 @@ class GradientNorms:
         activation: str,
         preactivation: str,
     ) -> Tensor:
-        """activation(x Wᵀ + bias). A fused activation is computed apart, as its input is needed."""
-        y = functional.linear_of(
-            x, weight.values, weight.operands, weight.shape, bias, "none", preactivation
+        """activation(x Wᵀ + bias)."""
+        return multiply_beside(
+            _Norms,
+            self.norms,
+            self.block_shape,
+            [],
+            x,
+            weight.values,
+            weight.index,
+            weight,
+            bias,
+            activation,
+            preactivation,
         )
-        allow_tf32 = functional.allows_tf32(x)
-        seen: Tensor = _SeenBackwards.apply(y, x.detach(), self.norms, self.block_shape, allow_tf32)
-        return ACTIVATIONS[activation](seen)

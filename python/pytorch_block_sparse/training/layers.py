@@ -16,6 +16,7 @@ from ..block_sparse import BlockSparseMatrix
 from ..pattern import coo_of
 from . import scores
 from .forward_subset import ForwardSubset
+from .gates import GatedBlocks
 from .gradient_norms import GradientNorms
 from .selection import Change
 
@@ -34,6 +35,7 @@ class GovernedLayer:
         mask: (R, C) bool, on the CPU, the pattern now.
         slots: (n,) int64, on the CPU, the slot of each block in stored order.
         subset: what multiplies where the forward uses a part of the blocks.
+        gates: what multiplies where blocks have gates.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class GovernedLayer:
         self.gathered: Tensor | None = None
         self.norm_average: Tensor | None = None
         self.subset: ForwardSubset | None = None
+        self.gates: GatedBlocks | None = None
         for other in copies:
             alike = other.slots == matrix.slots and all(
                 torch.equal(theirs.cpu(), ours.cpu())
@@ -67,7 +70,7 @@ class GovernedLayer:
 
     def stop_watching(self) -> None:
         """Multiplies as it does otherwise."""
-        self.matrix.product = self.subset
+        self.matrix.product = self.gates if self.subset is None else self.subset
 
     @property
     def watches_gradient(self) -> bool:
@@ -89,6 +92,8 @@ class GovernedLayer:
 
     def score(self, score: str) -> Tensor:
         """(slots,) float32: how much each block matters, by slot."""
+        if self.gates is not None:
+            return self.gates.log_alpha.detach()
         looks_at_weights = score in scores.FROM_WEIGHTS
         by_slot = scores.of_weights(score, self.matrix) if looks_at_weights else self.gathered
         if by_slot is None:
@@ -111,10 +116,24 @@ class GovernedLayer:
                 self.subset = subset
 
     def use_all(self) -> None:
-        """Lets the forward multiply with all blocks again."""
-        self.subset = None
+        """Lets the forward multiply with all blocks again, as they are."""
+        self.subset = self.gates = None
         for matrix in (self.matrix, *self.copies):
             matrix.product = None
+
+    def use_gates(self) -> GatedBlocks:
+        """Gives each block a gate; the copies share them."""
+        self.gates = gates = GatedBlocks(self.matrix)
+        for matrix in (self.matrix, *self.copies):
+            matrix.product = gates
+        return gates
+
+    def fold_gates(self) -> None:
+        """Multiplies the blocks by their gates, which end."""
+        if self.gates is not None:
+            for matrix in (self.matrix, *self.copies):
+                self.gates.fold(matrix)
+            self.use_all()
 
     # What changes.
 
@@ -156,6 +175,8 @@ class GovernedLayer:
             moved = self.gathered.new_full((slots,), torch.nan)
             moved[: source.numel()] = self.gathered[source]
             self.gathered = moved
+        if self.gates is not None:
+            self.gates.move(source, slots)
 
     # What is saved.
 
@@ -168,6 +189,7 @@ class GovernedLayer:
             "gathered": _copy(self.gathered),
             "norm_average": _copy(self.norm_average),
             "subset": None if self.subset is None else self.subset.blocks.clone(),
+            "gates": None if self.gates is None else self.gates.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,6 +202,8 @@ class GovernedLayer:
         self.use_all()
         if state["subset"] is not None:
             self.use_only(state["subset"].cpu())
+        if state["gates"] is not None:
+            self.use_gates().load_state_dict(state["gates"])
 
 
 Owners = Sequence[tuple[torch.optim.Optimizer, dict[str, Any]]]

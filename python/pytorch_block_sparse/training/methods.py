@@ -139,6 +139,36 @@ class MovementPruning(Thinning):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class L0Gates(Thinning):
+    """Each block has a gate, open to a random degree; the blocks go whose gates close.
+
+    Louizos, Welling and Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR
+    2018 (arXiv:1712.01312), for blocks. The forward of a layer that trains multiplies each block by
+    a hard-concrete variable, whose location is learned with Adam by the trainer; `model.eval()`
+    leaves out the noise. There the penalty alone decides how many blocks are left; here the
+    schedule does, and the gates say which. The last update multiplies those that are left into the
+    values, and the layers are plain again.
+
+    Attributes:
+        gate_lr: the learning rate of the gates.
+        penalty: what the loss gets for the share of the blocks that is expected to be open.
+
+    Storage: as `GradualMagnitude`, from the density at the beginning to the target; and until the
+    last update a product of all values with their gates in each forward.
+    """
+
+    scores: ClassVar[tuple[str, ...]] = ("gate",)
+    score: Score = "gate"
+    gate_lr: float = 0.05
+    penalty: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("gate_lr", self.gate_lr, 0.0, float("inf"))
+        check_number("penalty", self.penalty, 0.0, float("inf"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TopKAST(Moving):
     """The forward multiplies with the best of the stored blocks; all of them get a gradient.
 

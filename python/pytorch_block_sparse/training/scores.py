@@ -26,6 +26,7 @@ from .._sharding import local_part, whole_rows
 from ..block_sparse import BlockSparseMatrix
 
 FROM_WEIGHTS = ("frobenius", "mean_abs", "max")
+FROM_GRADIENTS = ("gradient_weight", "fisher", "movement")
 #: How much of a moving average is the past, at each step.
 MEMORY = 0.99
 

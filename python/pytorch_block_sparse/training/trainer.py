@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from .._slots import ddp_wrapper_of
 from .._validation import describe, is_distributed
-from . import distributed
+from . import distributed, gates
 from .config import PatternConfig
 from .layers import governed, owners_of
-from .methods import SNFS, TopKAST
+from .methods import SNFS, L0Gates, TopKAST
 from .planning import growth_scores, plan
 from .report import LayerUpdate, PatternUpdate
 from .schedules import resize_steps
-from .scores import FROM_WEIGHTS
+from .scores import FROM_GRADIENTS, FROM_WEIGHTS
 from .watch import StepWatch
 
 
@@ -91,6 +91,9 @@ class PatternTrainer:
         self.history: list[PatternUpdate] = []
         if config.score in FROM_WEIGHTS:
             self._choose_forward_sets(0)
+        if isinstance(config, L0Gates) and config.rhythm.last > config.start:
+            for layer in self.layers:
+                layer.use_gates()
         self._get_ready()
 
     def _plan_counts(self) -> None:
@@ -143,10 +146,11 @@ class PatternTrainer:
             self._get_ready()
             return None
         step = self.steps + 1
-        if self.config.score not in FROM_WEIGHTS and self.config.start < step <= self.config.end:
+        if self.config.score in FROM_GRADIENTS and self.config.start < step <= self.config.end:
             for layer in self.layers:
                 layer.gather_score(self.config.score)
         norms = self._seen_norms()
+        self._learn_gates(step)
         update = None
         if self.config.rhythm.includes(step):
             update = self._change(step, norms)
@@ -172,6 +176,9 @@ class PatternTrainer:
                 if layer.matrix.slots != layer.matrix.n_blocks:
                     layer.resize(layer.matrix.n_blocks, its_owners)
         self._choose_forward_sets(step)
+        if step == self.config.rhythm.last:
+            for layer in self.layers:
+                layer.fold_gates()
         return PatternUpdate(
             step,
             {
@@ -198,6 +205,26 @@ class PatternTrainer:
                 best = score.nan_to_num(-math.inf).argsort(descending=True, stable=True)
                 layer.use_only(best[:count])
 
+    @property
+    def _gates(self) -> list[gates.GatedBlocks]:
+        return [layer.gates for layer in self.layers if layer.gates is not None]
+
+    def _learn_gates(self, step: int) -> None:
+        """From the backward of this step."""
+        gated = self._gates
+        if not gated:
+            return
+        assert isinstance(self.config, L0Gates)
+        grads = [grad / self._watch.loss_scale for grad in gates.gradients(gated)]
+        gates.learn(
+            gated,
+            distributed.averaged(grads, self._group),
+            lr=self.config.gate_lr,
+            penalty=self.config.penalty,
+            blocks=sum(layer.matrix.n_blocks for layer in self.layers),
+            step=step,
+        )
+
     # Gradient norms.
 
     def _looks_at(self, step: int) -> bool:
@@ -212,7 +239,11 @@ class PatternTrainer:
     def _get_ready(self) -> None:
         """For the backward of the next step."""
         looks = self._looks_at(self.steps + 1)
-        self._watch.wants_scale = looks
+        gated = self._gates
+        self._watch.wants_scale = looks or bool(gated)
+        if gated:
+            gates.clear_gradients(gated)
+            gates.draw_noise(gated, self.config.seed, self.steps + 1)
         for layer in self.layers:
             if looks:
                 layer.watch_gradient()
