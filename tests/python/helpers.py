@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import pytorch_block_sparse.ops  # noqa: F401 (loads the operators)
+from pytorch_block_sparse import BlockSparseMatrix
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -158,3 +160,14 @@ def assert_product(
     assert bool((error <= bound).all()), (
         f"off by {(error / bound).max().item():.3g} times the bound"
     )
+
+
+def small_matrix() -> BlockSparseMatrix:
+    """Blocks (0, 0), (0, 2), (1, 1) of 2 x 3, one spare slot."""
+    mask = torch.tensor([[True, False, True], [False, True, False]])
+    values = torch.arange(3 * 1024.0).view(3, 32, 32)
+    return BlockSparseMatrix((64, 96), mask, values, slots=4)
+
+
+def ints(*rows: Any) -> Tensor:
+    return torch.tensor(rows)
