@@ -90,11 +90,13 @@ format: $(VENV)/.requirements  ## format everything in place
 
 # The driver of libxsmm is there only where libxsmm was found.
 LIBXSMM := build/bench/benchmarks/cpp/libxsmm/libblock_sparse_libxsmm.so
+LIMITS := build/bench/benchmarks/cpp/libblock_sparse_limits.so
 
 bench: build build/bench/build.ninja  ## measure every product against nn.Linear and what else there is
-	@$(TOOLS) cmake --build --preset bench --target benchmark_peers
+	@$(TOOLS) cmake --build --preset bench --target benchmark_libraries
 	@$(BIN)/python -m pytorch_block_sparse bench --device cpu \
 	  --shapes benchmarks/shapes/cpu.txt --json benchmarks/output/bench.json \
+	  --limits $(LIMITS) \
 	  $(if $(wildcard $(LIBXSMM)),--libxsmm $(LIBXSMM)) $(ARGS)
 
 demo: $(VENV)/.package  ## train a sparse RoBERTa beside its dense twin [SIZE=small|roberta] [TEXT=path]

@@ -17,6 +17,7 @@ import torch
 from pytorch_block_sparse import __main__ as command
 from pytorch_block_sparse.bench import cli, contenders, goals, machine, options, patterns, report
 from pytorch_block_sparse.bench.contenders import DENSE, OURS, Offer
+from pytorch_block_sparse.bench.limits import Limits
 from pytorch_block_sparse.bench.problems import DTYPES, Operands, Problem, read
 from pytorch_block_sparse.bench.verify import Expected, Verifier, WrongResult
 
@@ -110,7 +111,43 @@ def test_uneven_patterns_are_compared_with_even_ones(tmp_path: Path) -> None:
     for row in others:
         expected = even["milliseconds"][OURS] / row["milliseconds"][OURS]
         assert row["even_ratio"] == pytest.approx(expected)
-    assert "of even" in [c.header for c in report.layer_table(content["results"], "").columns]
+    assert "of even" in [
+        c.header for c in report.layer_table(content["results"], content["about"], "").columns
+    ]
+
+
+def test_limits_and_which_goals_are_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fixed:
+        """A processor of 1 GF/s that reads 1 GB/s."""
+
+        def __init__(self, path: Path) -> None:
+            assert path == Path("limits.so")
+
+        flops_per_second = staticmethod(lambda dtype: 1e9)
+        read_bandwidth = staticmethod(lambda nbytes: 1e9)
+        seconds = Limits.seconds
+
+    monkeypatch.setattr(cli, "Limits", Fixed)
+    argv = [*TINY, "--device", "cpu", "--tokens", "1,128", "--densities", "0.5", "--peers", "none"]
+    content = bench(
+        tmp_path, *argv, "--limits", "limits.so", "--pattern", "even,power-law", "--plots",
+        str(tmp_path),
+    )  # fmt: skip
+    assert content["about"]["flops_per_second"] == 1e9
+    stored = 12 * 256
+    for row in content["results"]:
+        if row["product"] == "step":
+            assert "limit_fraction" not in row
+            continue
+        # Reading 4 bytes for each 2 flops of the only token, 256 flops for each weight else.
+        least = 4e-9 * stored if row["tokens"] == 1 else 256e-9 * stored
+        assert row["limit_fraction"] == pytest.approx(1e3 * least / row["milliseconds"][OURS])
+        assert row["limit_goal"] == (0.8 if row["pattern"] == "even" else None)
+    table = report.layer_table(content["results"], content["about"], "")
+    assert {"limit", "goals"} <= {column.header for column in table.columns}
+    assert "share of what the processor allows" in capsys.readouterr().out
 
 
 def test_runs_are_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +379,10 @@ def test_uneven_patterns_are_what_they_say() -> None:
 def test_shapes_file_and_what_else_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "shapes.txt"
     path.write_text("# comment\n128 64 96 16 32 0.5\n1 64 96 16 16 0.25  # decode\n")
-    asked = options.parse(["--device", "cpu", "--shapes", str(path)])
+    with path.open("a") as file:
+        file.write("9 64 96 16 16 0.25 power-law\n")
+    asked = options.parse(["--device", "cpu", "--shapes", str(path), "--pattern", "even"])
+    assert asked.problems.pop() == Problem(9, 64, 96, 16, 16, 0.25, "power-law")
     expected = [Problem(128, 64, 96, 16, 32, 0.5), Problem(1, 64, 96, 16, 16, 0.25)]
     assert asked.problems == expected
     for option, value in (("--tokens", "128"), ("--blocks", "16x32"), ("--densities", "0.5,1")):

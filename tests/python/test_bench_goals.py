@@ -97,6 +97,62 @@ WHOLE = content_of(
 )
 
 
+# (problem, dtype, features) and the share of what instructions and caches allow
+LIMITS = [
+    ((128, 768, 3072, 32, 64, 0.05), "float32", "", 0.88),
+    ((1024, 768, 3072, 16, 64, 0.5), "float32", "", 0.8),
+    ((1024, 768, 3072, 8, 8, 0.5), "float32", "", 0.65),
+    ((1024, 768, 3072, 1, 16, 0.5), "float32", "", 0.65),
+    ((1024, 768, 3072, 4, 4, 0.5), "float32", "", None),
+    ((64, 768, 3072, 32, 32, 0.5), "float32", "", None),
+    ((32, 768, 3072, 32, 32, 0.5), "float32", "", 0.8),
+    ((1024, 768, 3072, 32, 32, 0.5), "bfloat16", "avx512_bf16", None),
+    ((1024, 768, 3072, 32, 32, 0.5), "bfloat16", "amx_bf16", 0.6),
+    ((1024, 768, 3072, 32, 32, 0.1), "bfloat16", "amx_bf16", 0.45),
+    ((1024, 768, 3072, 16, 32, 0.5), "bfloat16", "amx_bf16", None),
+    ((1024, 768, 3072, 32, 32, 0.5), "float16", "amx_bf16", None),
+    ((1024, 768, 3072, 32, 32, 0.5, "power-law"), "float32", "", None),
+]
+
+
+@pytest.mark.parametrize(("sizes", "dtype", "features", "expected"), LIMITS)
+def test_goals_of_the_limit(
+    sizes: tuple[Any, ...], dtype: str, features: str, expected: float | None
+) -> None:
+    problem = Problem(*sizes)
+    assert goals.limit_fraction(problem, "forward", dtype, features.split()) == expected
+    assert goals.limit_fraction(problem, "step", dtype, features.split()) is None
+
+
+def test_goals_on_a_cpu() -> None:
+    about = ABOUT | {"device": "cpu", "dtype": "float32"}
+    sizes = (128, 768, 3072, 32, 32, 0.5)
+    row = row_of(sizes, "forward", {OURS: 2.0}, goal=2.1, limit_fraction=0.9, limit_goal=0.88)
+    uneven = row_of(
+        (*sizes, "power-law"),
+        "forward",
+        {OURS: 2.0},
+        goal=None,
+        limit_fraction=0.5,
+        even_ratio=0.86,
+    )
+    found = [[(v.kind, v.share >= 1) for v in verdicts.of_row(r, about)] for r in (row, uneven)]
+    assert found == [[("ratio", False), ("limit", True)], [("even", False)]]
+    columns = {
+        c.header: list(c.cells) for c in report.layer_table([row, uneven], about, "").columns
+    }
+    assert columns["goals"] == ["[red]not ratio", "[red]not even"]
+    assert columns["limit"] == ["[green]90%", "50%"]
+
+    times = {DENSE: 6.0, OURS: 8.9}
+    host = {"forward": times, "forward for a backward": times, "forward + backward": times}
+    content = {"about": about, "results": [], "host_microseconds": host}
+    assert [(v.where, v.share >= 1) for v in verdicts.of(content)] == [
+        ("forward", True),  # at most 3 µs more
+        ("forward + backward", False),  # at most 1.2 times as long
+    ]
+
+
 def test_goals_are_counted_and_the_worst_is_named() -> None:
     found = {
         title: (met, count, worst.where, pytest.approx(worst.share))

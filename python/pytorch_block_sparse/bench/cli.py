@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from . import contenders, host, layers, machine, models, options, report, verdicts
+from .limits import Limits
 from .verify import WrongResult
 
 FORMAT = 2
@@ -69,8 +70,11 @@ def measured(asked: argparse.Namespace, command: str, console: Console) -> dict[
         "dtype": asked.dtype if asked.model is None else "bfloat16",  # by autocast
         "copy_bytes_per_second": machine.copy_bandwidth(asked.device),
     }
+    limits = None if asked.limits is None else Limits(asked.limits)
+    if limits is not None:
+        about["flops_per_second"] = limits.flops_per_second(asked.dtype)
     setting = layers.Setting(
-        asked.device, asked.dtype, found, asked.seconds, about["copy_bytes_per_second"]
+        asked.device, asked.dtype, found, asked.seconds, about["copy_bytes_per_second"], limits
     )
     content: dict[str, Any] = {"about": about, "results": []}
     with _precision(asked.dtype), warnings.catch_warnings():
@@ -157,14 +161,14 @@ def show(content: dict[str, Any], console: Console) -> None:
         markup=False,
     )
     if content["results"]:
-        console.print(report.layer_table(content["results"], _LAYER_TITLE))
+        console.print(report.layer_table(content["results"], about, _LAYER_TITLE))
     for model in content.get("models", []):
         work = model["work"]
         title = (
             f"{work['model']} ({work['size']}), {work['batch']} x {work['length']} tokens, blocks "
             f"{work['block'][0]}×{work['block'][1]}, torch.compile: {work['compile']}"
         )
-        console.print(report.model_table(model["results"], title))
+        console.print(report.model_table(model["results"], about, title))
     judged = verdicts.of(content)
     if judged:
         console.print(report.goal_table(judged))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast is fast enough: the goals that this project set itself.
 
-On CUDA they were set for an H100. A goal is a ratio, the time of nn.Linear over ours.
+On CUDA they were set for an H100.
 """
 
 from __future__ import annotations
@@ -30,16 +30,22 @@ FLOORS = {32: (1.2, 2.2, 4.2, 5.5), 16: (0.6, 1.05, 1.9, 2.6)}
 # What a peer, STK, reaches at 4096→14336, blocks of 128, density .05.
 WEIGHT_GRADIENT_128_005 = 12.6
 CUDA_TOKENS = 4096
+FEW_TOKENS = 32
+"""On a CPU: up to so many, reading W counts as much as the multiplications."""
 COPY_FRACTION = 0.8
 """Up to 64 tokens: stored bytes over time, in copy bandwidths, for a W larger than the L2."""
 FFMA_FRACTION = 0.8
 """float32 on a GPU: multiplications and additions on stored blocks, of what FFMA could do."""
-EVEN_RATIO = 1 / 1.2
+EVEN_RATIO = {"cpu": 1 / 1.15, "cuda": 1 / 1.2}
 """The time of the even pattern over that of an uneven one with as many blocks."""
-GAIN_KEPT = 0.85
+GAIN_KEPT = {"cpu": 0.9, "cuda": 0.85}
 """The share of what the kernels of a whole model save that its step gets faster by."""
 HOST_RATIOS = {"forward": 1.0, "forward + backward": 1 / 1.1}
-"""nn.Linear's host time of a call over ours."""
+"""On a GPU, nn.Linear's host time of a call over ours."""
+HOST_MICROSECONDS = 3.0
+"""On a CPU, what the host may take longer than nn.Linear for a call without gradients ..."""
+HOST_TRAINING = 1 / 1.2
+"""... and nn.Linear's time over ours with gradients."""
 
 
 def ratio(
@@ -71,6 +77,42 @@ def floor(problem: Problem, product: str, dtype: str) -> float | None:
     if goal is None or row is None or shape != (4096, 14336) or problem.is_decode:
         return None
     return row[DENSITIES.index(problem.density)]
+
+
+def limit_fraction(
+    problem: Problem, product: str, dtype: str, features: Collection[str] = ()
+) -> float | None:
+    """On a CPU: the share aimed at of the least time that its instructions and caches allow."""
+    if problem.pattern != "even" or product == "step":
+        return None
+    thin, thick = sorted((problem.block_height, problem.block_width))
+    tiles = "amx_bf16" in features
+    if dtype == "float16" or (dtype == "bfloat16" and not tiles):
+        return None
+    if problem.tokens <= FEW_TOKENS:
+        return 0.8 if thin >= 16 else None
+    if problem.tokens < 128:
+        return None
+    if dtype == "bfloat16":
+        return None if thin < 32 else 0.45 if problem.density <= 0.1 else 0.6
+    if thin >= 16:
+        return 0.88 if thin >= 32 else 0.8
+    return 0.65 if thick >= 8 else None
+
+
+def host_ratio(what: str, device: str, dense_microseconds: float) -> float | None:
+    """nn.Linear's host time of a call over ours that is aimed at; None where there is no goal.
+
+    Args:
+        what: a key of `host.host_microseconds`.
+        device: "cpu" or "cuda".
+        dense_microseconds: what nn.Linear takes.
+    """
+    if device == "cuda":
+        return HOST_RATIOS.get(what)
+    if what == "forward":
+        return dense_microseconds / (dense_microseconds + HOST_MICROSECONDS)
+    return HOST_TRAINING if what == "forward + backward" else None
 
 
 def copy_fraction(problem: Problem, product: str, itemsize: int, l2_bytes: int) -> float | None:

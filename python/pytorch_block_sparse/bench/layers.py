@@ -12,7 +12,8 @@ import torch
 
 from . import goals, machine
 from .contenders import DENSE, OURS, Contender, Offer
-from .problems import DTYPES, Operands, Problem
+from .limits import Limits
+from .problems import DTYPES, PRODUCTS, Operands, Problem
 from .timing import graph_medians, medians
 from .verify import Verifier
 
@@ -26,6 +27,7 @@ class Setting:
         contenders: who takes part, by name.
         seconds: of timing for each product.
         copy_bandwidth: bytes a second, of a copy on the device.
+        limits: of the CPU, where they can be measured.
         left_out: filled in: why a peer did not take part in a product.
     """
 
@@ -34,6 +36,7 @@ class Setting:
     contenders: dict[str, Contender]
     seconds: float
     copy_bandwidth: float
+    limits: Limits | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -98,6 +101,11 @@ def _timed(
     else:
         times, eager = medians(calls, setting.seconds), []
     row = _derived(problem, product, times, setting)
+    if setting.limits is not None and product != PRODUCTS[-1]:
+        least = setting.limits.seconds(problem, product, setting.dtype)
+        features = machine.cpu_features()
+        row["limit_fraction"] = least / times[OURS]
+        row["limit_goal"] = goals.limit_fraction(problem, product, setting.dtype, features)
     return row | ({"not_captured": eager} if eager else {})
 
 

@@ -95,6 +95,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--host", action="store_true", help="only the host's time of a call of a small layer"
     )
     parser.add_argument("--libxsmm", type=Path, help="the driver that `make bench` builds")
+    parser.add_argument(
+        "--limits", type=Path, help="what measures the CPU's limits; `make bench` builds it"
+    )
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--plots", type=Path, help="a folder for pictures (needs matplotlib)")
     parser.add_argument(
@@ -160,6 +163,9 @@ def _problems(options: argparse.Namespace) -> Iterator[Problem]:
                 options.densities or usual.densities,
             )
     for problem in plain:
+        if problem.pattern != "even":  # a line of the file that says so
+            yield problem
+            continue
         for pattern in options.pattern:
             yield replace(problem, pattern=pattern)
 

@@ -175,13 +175,17 @@ def read(path: Path) -> Iterator[Problem]:
         if not fields:
             continue
         try:
-            *sizes, density = fields
+            *sizes, density = fields[:6]
             tokens, in_features, out_features, height, width = map(int, sizes)
-            yield Problem(tokens, in_features, out_features, height, width, float(density))
+            (pattern,) = fields[6:] or ["even"]
+            if pattern not in patterns.PATTERNS:
+                raise ValueError(pattern)
+            yield Problem(tokens, in_features, out_features, height, width, float(density), pattern)
         except ValueError:
             raise ValueError(
                 f"{path}:{number}: {line!r}: expected tokens in_features out_features "
-                "block_height block_width density"
+                "block_height block_width density, and maybe one of "
+                f"{', '.join(patterns.PATTERNS)}"
             ) from None
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.table import Table
 from . import goals
 from .contenders import DENSE, OURS
 from .problems import PRODUCTS
-from .verdicts import Verdict, summary
+from .verdicts import Verdict, of_row, summary
 
 
 def peers_in(rows: list[dict[str, Any]]) -> list[str]:
@@ -19,14 +20,17 @@ def peers_in(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name != OURS]
 
 
-def layer_table(rows: list[dict[str, Any]], title: str) -> Table:
+def layer_table(rows: list[dict[str, Any]], about: dict[str, Any], title: str) -> Table:
     """One line a problem and product; ratios are nn.Linear's time over the contender's.
 
-    What misses a goal is red.
+    What misses a goal is red, and the last column names it.
     """
     others = peers_in(rows)
+    kind = about["device"].partition(":")[0]
     decode = any(row["copy_fraction"] is not None for row in rows)
     uneven = any(row["pattern"] != "even" for row in rows)
+    limited = any("limit_fraction" in row for row in rows)
+    verdicts = [list(of_row(row, about)) for row in rows]
     result = Table(title=title, title_justify="left")
     for heading in ("in→out", "T", "block", "density", *(["pattern"] if uneven else []), "product"):
         result.add_column(heading, no_wrap=True)
@@ -36,12 +40,14 @@ def layer_table(rows: list[dict[str, Any]], title: str) -> Table:
         "ratio",
         "goal",
         "roofline",
+        *(["limit"] if limited else []),
         *(["copy"] if decode else []),
         *(["of even"] if uneven else []),
         "GF/s",
         *others,
+        *(["goals"] if any(verdicts) else []),
     ):
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="left" if heading == "goals" else "right")
     for i, row in enumerate(rows):
         cells = [
             f"{row['in_features']}→{row['out_features']}",
@@ -55,17 +61,19 @@ def layer_table(rows: list[dict[str, Any]], title: str) -> Table:
             _judged(row["ratio"][OURS], row["goal"]),
             _number(row["goal"]),
             f"{row['roofline_fraction']:.0%}",
+            *([_limit(row)] if limited else []),
             *([_judged(row["copy_fraction"], row["copy_goal"], "{:.0%}")] if decode else []),
-            *([_judged(row.get("even_ratio"), goals.EVEN_RATIO)] if uneven else []),
+            *([_judged(row.get("even_ratio"), goals.EVEN_RATIO[kind])] if uneven else []),
             f"{row['useful_gflops']:.0f}",
             *(_number(row["ratio"].get(name)) for name in others),
+            *([_met(verdicts[i])] if any(verdicts) else []),
         ]
         last = i + 1 == len(rows) or _problem(rows[i + 1]) != _problem(row)
         result.add_row(*cells, end_section=last and row["product"] == PRODUCTS[-1])
     return result
 
 
-def model_table(rows: list[dict[str, Any]], title: str) -> Table:
+def model_table(rows: list[dict[str, Any]], about: dict[str, Any], title: str) -> Table:
     """One line for the dense model and for each density."""
     result = Table(title=title, title_justify="left")
     result.add_column("model", no_wrap=True)
@@ -81,6 +89,7 @@ def model_table(rows: list[dict[str, Any]], title: str) -> Table:
         "parameters M",
     ):
         result.add_column(heading, justify="right")
+    kind = about["device"].partition(":")[0]
     dense = rows[0]
     for row in rows:
         peak = row["peak_bytes"]
@@ -89,7 +98,7 @@ def model_table(rows: list[dict[str, Any]], title: str) -> Table:
             f"{row['step_milliseconds']:.2f}",
             f"{dense['step_milliseconds'] / row['step_milliseconds']:.2f}",
             _number(row["kernel_milliseconds_saved"]),
-            _judged(row["gain_kept"], goals.GAIN_KEPT, "{:.0%}"),
+            _judged(row["gain_kept"], goals.GAIN_KEPT[kind], "{:.0%}"),
             "" if peak is None else f"{peak / 1e6:.0f}",
             f"{row['state_bytes'] / 1e6:.0f}",
             f"{row['state_bytes'] / dense['state_bytes']:.1%}",
@@ -121,6 +130,18 @@ def goal_table(verdicts: list[Verdict]) -> Table:
 def _problem(row: dict[str, Any]) -> tuple[Any, ...]:
     names = ("in_features", "out_features", "tokens", "block_height", "block_width", "density")
     return (*(row[name] for name in names), row["pattern"])
+
+
+def _limit(row: dict[str, Any]) -> str:
+    return _judged(row.get("limit_fraction"), row.get("limit_goal"), "{:.0%}")
+
+
+def _met(verdicts: Iterable[Verdict]) -> str:
+    shares = {verdict.kind: verdict.share for verdict in verdicts}
+    missed = [kind for kind, share in shares.items() if share < 1]
+    if missed:
+        return f"[red]not {', '.join(missed)}"
+    return "[green]met" if shares else ""
 
 
 def _number(value: float | None) -> str:

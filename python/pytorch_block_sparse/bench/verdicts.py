@@ -17,11 +17,13 @@ class Verdict:
     """A goal and what was measured of it; the larger the better.
 
     Attributes:
+        kind: of goal, in a word.
         title: of the goals that are counted together.
         where: what exactly was measured.
         value, goal: reached and asked for.
     """
 
+    kind: str
     title: str
     where: str
     value: float
@@ -35,27 +37,36 @@ class Verdict:
 
 def of(content: dict[str, Any]) -> list[Verdict]:
     """All goals that the content of a JSON tells about, those of a title one after the other."""
-    found = [verdict for row in content["results"] for verdict in _of_row(row, content["about"])]
+    device = _device(content["about"])
+    found = [verdict for row in content["results"] for verdict in of_row(row, content["about"])]
     for model in content.get("models", []):
         name = model["work"]["model"]
         found += [
             Verdict(
+                "kept",
                 f"{name}: gain of the kernels kept",
                 row["name"],
                 row["gain_kept"],
-                goals.GAIN_KEPT,
+                goals.GAIN_KEPT[device],
             )
             for row in model["results"]
             if row["gain_kept"] is not None
         ]
     for what, times in (content.get("host_microseconds") or {}).items():
-        if what in goals.HOST_RATIOS and content["about"]["device"].startswith("cuda"):
+        goal = goals.host_ratio(what, device, times[DENSE])
+        if goal is not None:
             ratio = times[DENSE] / times[OURS]
-            found.append(Verdict("host time of a call", what, ratio, goals.HOST_RATIOS[what]))
+            found.append(Verdict("host", "host time of a call", what, ratio, goal))
     return [v for title in dict.fromkeys(v.title for v in found) for v in found if v.title == title]
 
 
-def _of_row(row: dict[str, Any], about: dict[str, Any]) -> Iterator[Verdict]:
+def _device(about: dict[str, Any]) -> str:
+    device: str = about["device"].partition(":")[0]
+    return device
+
+
+def of_row(row: dict[str, Any], about: dict[str, Any]) -> Iterator[Verdict]:
+    """The goals of one product."""
     problem = Problem(**{name: row[name] for name in Problem.__dataclass_fields__})
     product, dtype = row["product"], about["dtype"]
     ours = row["ratio"][OURS]
@@ -71,25 +82,30 @@ def _of_row(row: dict[str, Any], about: dict[str, Any]) -> Iterator[Verdict]:
     if row["goal"] is not None:
         title = f"{layer}, {tokens}"
         title += ": ratio" if problem.is_decode else f", blocks of {block}: ratio"
-        yield Verdict(title, where, ours, row["goal"])
-    if about["device"].startswith("cuda"):
+        yield Verdict("ratio", title, where, ours, row["goal"])
+    if _device(about) == "cuda":
         floor = goals.floor(problem, product, dtype)
         if floor is not None:
-            yield Verdict(f"{layer}, {tokens}, blocks of {block}: floor", where, ours, floor)
+            title = f"{layer}, {tokens}, blocks of {block}: floor"
+            yield Verdict("floor", title, where, ours, floor)
         is_product = product != "step" and not problem.is_decode
         if dtype == "float32" and is_product and about["ffma_gflops"] is not None:
             share = row["useful_gflops"] / about["ffma_gflops"]
             title = f"{layer}, {tokens}: share of FFMA's peak"
-            yield Verdict(title, where, share, goals.FFMA_FRACTION)
+            yield Verdict("FFMA", title, where, share, goals.FFMA_FRACTION)
+    if row.get("limit_goal") is not None:
+        title = f"{layer}, {tokens}: share of what the processor allows"
+        yield Verdict("limit", title, where, row["limit_fraction"], row["limit_goal"])
     if row["copy_goal"] is not None:
         title = f"{layer}, {tokens}: share of copy bandwidth"
-        yield Verdict(title, where, row["copy_fraction"], row["copy_goal"])
+        yield Verdict("copy", title, where, row["copy_fraction"], row["copy_goal"])
     if "even_ratio" in row:
         title = f"{layer}, {tokens}, uneven patterns: speed, of even ones"
-        yield Verdict(title, where, row["even_ratio"], goals.EVEN_RATIO)
+        yield Verdict("even", title, where, row["even_ratio"], goals.EVEN_RATIO[_device(about)])
     peer = best_peer(row)
     if peer is not None:
-        yield Verdict(f"{layer}, {tokens}: not behind a peer", f"{where}, {peer[0]}", ours, peer[1])
+        title = f"{layer}, {tokens}: not behind a peer"
+        yield Verdict("peer", title, f"{where}, {peer[0]}", ours, peer[1])
 
 
 def best_peer(row: dict[str, Any]) -> tuple[str, float] | None:

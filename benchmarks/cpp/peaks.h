@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
+
 /// CPU time of the calling thread, in seconds: what other programs take does not count.
 double thread_seconds();
 double wall_seconds();
@@ -14,3 +16,7 @@ double bf16_peak();
 
 /// One of these on so many threads at the same time, together.
 double peak_of_threads(double (*peak)(), int threads);
+
+/// Bytes per second that so many threads read together, each its own part of `bytes` again and
+/// again: from the cache that holds them, or from memory.
+double read_bandwidth(std::int64_t bytes, int threads);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "fma_peak.h"
+#include "peaks.h"
 
 #include <algorithm>
+#include <array>
 #include <barrier>
 #include <chrono>
 #include <ctime>
@@ -25,15 +26,16 @@ double wall_seconds() {
   return std::chrono::duration<double>(now).count();
 }
 
-double peak_of_threads(double (*peak)(), int threads) {
+namespace {
+
+/// The sum of what `rate` says on so many threads that start together.
+template <class Rate>
+double sum_of_threads(const Rate& rate_of_one, int threads) {
   std::vector<double> rates(static_cast<std::size_t>(threads));
   std::barrier start(threads);
   std::vector<std::thread> running;
   for (double& rate : rates) {
-    running.emplace_back([&] {
-      start.arrive_and_wait();
-      rate = peak();
-    });
+    running.emplace_back([&] { rate = rate_of_one([&] { start.arrive_and_wait(); }); });
   }
   double sum = 0;
   for (std::size_t i = 0; i < rates.size(); ++i) {
@@ -41,6 +43,17 @@ double peak_of_threads(double (*peak)(), int threads) {
     sum += rates[i];
   }
   return sum;
+}
+
+}  // namespace
+
+double peak_of_threads(double (*peak)(), int threads) {
+  return sum_of_threads(
+      [&](const auto& wait) {
+        wait();
+        return peak();
+      },
+      threads);
 }
 
 #if defined(__x86_64__)
@@ -109,18 +122,39 @@ float run_tiles(float) {
   return 0;
 }
 
-/// Flops per second of the best of some runs.
+/// Loads four lines of 64 bytes at a time and does nothing with them.
+__attribute__((target("avx2"))) void read_avx2(const float* from, std::int64_t lines) {
+  for (std::int64_t i = 0; i < lines; i += 4, from += 64) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      asm volatile("" ::"x"(_mm256_load_ps(from + 8 * j)));
+    }
+  }
+}
+
+__attribute__((target("avx512f"))) void read_avx512(const float* from, std::int64_t lines) {
+  for (std::int64_t i = 0; i < lines; i += 4, from += 64) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      asm volatile("" ::"v"(_mm512_load_ps(from + 16 * j)));
+    }
+  }
+}
+
+/// Flops per second of the median of some runs: of the best, threads that share a core would each
+/// report the moment when the other was done.
 double rate(float (*run)(float), double flops) {
   volatile float factor = 0.5f;
   volatile float result = 0;
-  double best = 1e9;
-  for (int i = 0; i < 20; ++i) {
+  std::array<double, 21> seconds{};
+  for (double& run_seconds : seconds) {
     const double start = thread_seconds();
     result = run(factor);
-    best = std::min(best, thread_seconds() - start);
+    run_seconds = thread_seconds() - start;
   }
   static_cast<void>(result);
-  return flops / best;
+  std::nth_element(seconds.begin(), seconds.begin() + seconds.size() / 2, seconds.end());
+  return flops / seconds[seconds.size() / 2];
 }
 
 }  // namespace
@@ -133,6 +167,33 @@ double fma_peak() {
   return 0;
 }
 
+double read_bandwidth(std::int64_t bytes, int threads) {
+  using namespace block_sparse::cpu;
+  const Features features = detected_features();
+  if ((features & avx2_fma) == 0) return 0;
+  const auto read = (features & avx512) != 0 ? read_avx512 : read_avx2;
+  const std::int64_t lines = std::max<std::int64_t>(bytes / threads / 256, 1) * 4;
+  // What lies in L1 takes less time than to look at the clock.
+  const std::int64_t passes = std::max<std::int64_t>((std::int64_t{1} << 14) / lines, 1);
+  return sum_of_threads(
+      [&](const auto& wait) {
+        struct alignas(64) CacheLine {
+          float values[16];
+        };
+        const std::vector<CacheLine> part(static_cast<std::size_t>(lines), CacheLine{{1}});
+        read(part[0].values, lines);
+        wait();
+        double best = 1e9;
+        for (int i = 0; i < 8; ++i) {
+          const double start = wall_seconds();
+          for (std::int64_t pass = 0; pass < passes; ++pass) read(part[0].values, lines);
+          best = std::min(best, wall_seconds() - start);
+        }
+        return 64.0 * static_cast<double>(lines * passes) / best;
+      },
+      threads);
+}
+
 double bf16_peak() {
   using namespace block_sparse::cpu;
   const Features features = detected_features();
@@ -143,4 +204,5 @@ double bf16_peak() {
 #else
 double fma_peak() { return 0; }
 double bf16_peak() { return 0; }
+double read_bandwidth(std::int64_t, int) { return 0; }
 #endif
