@@ -112,24 +112,10 @@ const char* refusal(const Kernel<Args>& kernel, const Args& args, Features featu
   return kernel.refuse(args);
 }
 
-namespace {
-
-/// Null if `kernel` may be chosen, else why not.
-template <class Args>
-const char* passed_over(const Kernel<Args>& kernel, const Args& args, Features features) {
-  if (const char* reason = refusal(kernel, args, features)) return reason;
-  // Tests of the kernels of AMX have passed on a Xeon in an earlier form of their packing, and in
-  // this one on emulated tiles alone.
-  if ((kernel.needs & amx_bf16) != 0) return "it runs only when forced";
-  return nullptr;
-}
-
-}  // namespace
-
 template <class Args>
 const Kernel<Args>& choose(const Args& args, Features features) {
   for (const Kernel<Args>& kernel : kernels<Args>()) {
-    if (passed_over(kernel, args, features) == nullptr) return kernel;
+    if (refusal(kernel, args, features) == nullptr) return kernel;
   }
   return kernels<Args>().back();
 }
@@ -170,7 +156,7 @@ Status dispatch(const Args& args, const Executor& executor, Features features,
   }
   if (settings.trace) {
     for (const Kernel<Args>& kernel : kernels<Args>()) {
-      const char* reason = passed_over(kernel, args, features);
+      const char* reason = refusal(kernel, args, features);
       if (reason == nullptr) break;
       trace(args, kernel.name, "refused", reason);
     }

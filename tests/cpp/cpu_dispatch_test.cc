@@ -119,23 +119,16 @@ TEST(Choice, SixteenBitTypesHaveFastKernels) {
   }
 }
 
-template <class Args>
-void expect_tiles_only_when_forced(const std::string& name, const std::string& instead) {
-  EXPECT_EQ(chosen<Args>(tiled, DataType::bf16), instead);
-  const Args args = problem<Args>(DataType::bf16, 32, 32, 64);
-  for (const auto& kernel : kernels<Args>()) {
-    if (kernel.name != name) continue;
-    EXPECT_EQ(refusal(kernel, args, tiled), nullptr);
+TEST(Choice, TilesOfAmxComeFirstForBf16) {
+  const auto bf16 = DataType::bf16;
+  for (const Features features : {tiled, widest}) {
+    EXPECT_EQ(chosen<ForwardArgs>(features, bf16), "spmm_amx_32x32");
+    EXPECT_EQ(chosen<InputGradientArgs>(features, bf16), "spmm_t_amx_32x32");
+    EXPECT_EQ(chosen<WeightGradientArgs>(features, bf16), "sddmm_amx_32x32");
+    EXPECT_EQ(chosen<BlockNormsArgs>(features, bf16), "block_norms_amx_32x32");
+    EXPECT_EQ(chosen<ForwardArgs>(features, bf16, 16, 16, 6), "spmm_decode_avx512");
+    EXPECT_EQ(chosen<ForwardArgs>(features, bf16, 16, 24), "spmm_reference");
   }
-  EXPECT_EQ(parse_settings(nullptr, name.c_str()).error, "");
-}
-
-TEST(Choice, TilesOfAmxAreLeftToThoseWhoForceThem) {
-  expect_tiles_only_when_forced<ForwardArgs>("spmm_amx_32x32", "spmm_avx512_14x32");
-  expect_tiles_only_when_forced<InputGradientArgs>("spmm_t_amx_32x32", "spmm_t_avx512_14x32");
-  expect_tiles_only_when_forced<WeightGradientArgs>("sddmm_amx_32x32", "sddmm_avx512_14x32");
-  expect_tiles_only_when_forced<BlockNormsArgs>("block_norms_amx_32x32",
-                                                "block_norms_avx512_14x32");
 }
 
 TEST(Choice, Bf16InstructionsAreForBf16) {
