@@ -31,6 +31,7 @@ class Method:
         pattern: the first one, of the patcher, or "core" (see `patterns`).
         density_rule: "uniform" or "erk".
         lr_scale: by what the learning rate of stored blocks is multiplied.
+        lr_power: and by the density that there is, to minus this power.
     """
 
     config: PatternConfig | None
@@ -38,6 +39,7 @@ class Method:
     pattern: str = "random"
     density_rule: str = "uniform"
     lr_scale: float = 1.0
+    lr_power: float = 0.0
 
     @property
     def spare(self) -> bool:
@@ -71,7 +73,7 @@ def method_of(text: str, density: float, steps: int) -> Method:
 
     - a pattern (`random`, `balanced`, `butterfly`, `core`) or `erk`: what it begins with;
     - `from1.5`: how dense it begins, relative to the target;
-    - `x4`: the learning rate of stored blocks;
+    - `x4`: the learning rate of stored blocks, and `auto.6`: that by density^-.6;
     - `global`: layers compete for blocks;
     - `every20`, `drop.5`: steps between changes, and the share that moves.
 
@@ -98,6 +100,7 @@ def _changed(method: Method, change: str) -> Method:
     for prefix, apply in (
         ("from", lambda number: dataclasses.replace(method, start=number)),
         ("x", lambda number: dataclasses.replace(method, lr_scale=number)),
+        ("auto", lambda number: dataclasses.replace(method, lr_power=number)),
         ("every", lambda number: _configured(method, update_every=int(number))),
         ("drop", lambda number: _configured(method, drop_fraction=number)),
     ):
@@ -105,8 +108,8 @@ def _changed(method: Method, change: str) -> Method:
         if number != change and number.replace(".", "", 1).isdigit():
             return apply(float(number))
     raise ValueError(
-        f"{change!r} changes a method, expected a pattern, erk, global, or from, x, every or drop "
-        "with a number"
+        f"{change!r} changes a method, expected a pattern, erk, global, or from, x, auto, every or "
+        "drop with a number"
     )
 
 

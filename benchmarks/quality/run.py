@@ -100,6 +100,13 @@ def stored(model: nn.Module) -> int:
     return sum(m.stored_weights() for m in sparse) + sum(m.weight.numel() for m in dense)
 
 
+def lr_scale(model: nn.Module, method: Method, size: Size) -> float:
+    """Of the weights inside of the blocks, as many as there are now."""
+    if method.config is None:
+        return method.lr_scale
+    return float(method.lr_scale * (stored(model) / size.weights) ** -method.lr_power)
+
+
 def rate(run: Run, step: int) -> float:
     """The learning rate: a line up, half a cosine wave down to a tenth."""
     warmup = max(1, int(WARMUP * run.steps))
@@ -135,7 +142,7 @@ def train(
         return result
     size, text = SIZES[run.size], Text(device)
     model, method = make(run, device)
-    groups = groups_of(model, method.lr_scale)
+    groups = groups_of(model, lr_scale(model, method, size))
     optimizer = torch.optim.AdamW(
         groups, lr=run.lr, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
     )
@@ -164,6 +171,7 @@ def train(
             overall = update.scalars()
             names = ("churn", "density", "drift")
             history.append([update.step, *(overall[f"pattern/{name}"] for name in names)])
+            optimizer.param_groups[1]["lr_scale"] = lr_scale(model, method, size)
         optimizer.zero_grad()
         timer.step(step - begin)
         late = time.monotonic() >= deadline

@@ -15,7 +15,15 @@ from ._matrix_api import BlockMatrix
 from ._optimizer_state import note_resize
 from ._sharding import local_part, local_rows
 from ._validation import as_indices, as_mask, check_shape, describe, is_distributed, is_int
-from .pattern import check_index, coo_of, draw_pattern, index_of, packed_index_of
+from .pattern import (
+    blocks_of,
+    check_index,
+    coo_of,
+    draw_pattern,
+    index_of_sorted,
+    packed_index_of,
+    sorted_blocks,
+)
 
 SAVED_INDEX = ("crow_indices", "col_indices", "block_ids")
 DERIVED_INDEX = ("ccol_indices", "row_indices", "t_block_ids", "plan")
@@ -198,14 +206,18 @@ class SlotStorage(BlockMatrix):
 
         Computed where they are: few blocks are sorted sooner on the CPU than launched for.
         """
-        new = index_of(rows, cols, slots_of_blocks.to(rows.device), self.slots, self._grid)
+        self._write_blocks(sorted_blocks(rows, cols, slots_of_blocks.to(rows.device), self._grid))
+
+    def _write_blocks(self, blocks: Tensor) -> None:
+        """Blocks as `sorted_blocks` gives them."""
+        new = index_of_sorted(blocks, self.slots, self._grid)
         with torch.no_grad():
             for name, tensor in zip(SAVED_INDEX, new, strict=True):
                 old = self._buffers[name]
                 assert old is not None
                 self._buffers[name] = _written(old, tensor, old.device)
             if not self.crow_indices.is_meta:
-                self._derive(rows.numel())
+                self._derive(blocks.shape[1])
 
     def _move_blocks(self, rows: Tensor, cols: Tensor) -> None:
         self._require_pattern()
@@ -265,6 +277,20 @@ class SlotStorage(BlockMatrix):
             NotImplementedError: if the values are sharded otherwise than by slots.
         """
         self._require_pattern()
+        # On the CPU, where a hundred operations on few numbers take less time than their launches.
+        index = [tensor.to("cpu") if self._n_blocks <= FEW else tensor for tensor in self.index[:3]]
+        return self._drop_and_grow(blocks_of(*index), drop, rows, cols, values)[0]
+
+    def _drop_and_grow(
+        self,
+        blocks: Tensor,
+        drop: Tensor,
+        rows: Tensor,
+        cols: Tensor,
+        values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`drop_and_grow_` for who knows (3, n) int64, the block row, block column and slot of each
+        block, in stored order; returns that of what is stored then, too."""
         local_part(self.values)
         drop, rows, cols = (
             as_indices(value, name)
@@ -278,15 +304,13 @@ class SlotStorage(BlockMatrix):
             check_shape(values, (g, *self.block_shape), "values", "(blocks, h, w)")
             if values.is_meta:
                 raise ValueError("values is on the meta device, which holds no data")
-        # On the CPU, where a hundred operations on few numbers take less time than their launches.
-        index = [tensor.to("cpu") if n <= FEW else tensor for tensor in self.index[:3]]
-        device = index[0].device
+        device = blocks.device
         drop, rows, cols = drop.to(device), rows.to(device), cols.to(device)
         keep = torch.ones(n, dtype=torch.bool, device=device)
         keep[drop] = False
-        kept_slots = index[2][:n].long()[keep]
+        kept = blocks[:, keep]
         free = torch.ones(self.slots, dtype=torch.bool, device=device)
-        free[kept_slots] = False
+        free[kept[2]] = False
         free_slots = free.nonzero().flatten()
         grown_slots = free_slots[:g]
         if grown_slots.numel() < g:
@@ -294,12 +318,9 @@ class SlotStorage(BlockMatrix):
                 f"rows and cols name {g} new blocks, expected at most {grown_slots.numel()}, the "
                 f"free ones of {self.slots} slots"
             )
-        old_rows, old_cols = coo_of(index[0], index[1]).long()[:, keep]
-        self._write_index(
-            torch.cat([old_rows, rows]),
-            torch.cat([old_cols, cols]),
-            torch.cat([kept_slots, grown_slots]),
-        )
+        blocks = torch.cat([kept, torch.stack([rows, cols, grown_slots])], 1)
+        blocks = sorted_blocks(blocks[0], blocks[1], blocks[2], self._grid)
+        self._write_blocks(blocks)
         with torch.no_grad():
             free_slots = free_slots.to(self.values.device)
             for tensor in (self.values, self.values.grad):
@@ -315,7 +336,7 @@ class SlotStorage(BlockMatrix):
                 at = grown_slots.to(local.device) - start
                 here = (at >= 0) & (at < local.shape[0])
                 local[at[here]] = values[here]
-        return grown_slots.cpu()
+        return grown_slots.cpu(), blocks
 
     @torch.no_grad()
     def resize_slots_(self, slots: int) -> Tensor:

@@ -178,17 +178,35 @@ def index_of(
     Raises:
         ValueError: if a position is outside the grid or taken twice.
     """
-    rows, cols, slots_of_blocks = (t.long() for t in (rows, cols, slots_of_blocks))
-    order = check_positions(rows, cols, grid)
-    n = order.numel()
-    device = rows.device
+    return index_of_sorted(sorted_blocks(rows, cols, slots_of_blocks, grid), slots, grid)
+
+
+def sorted_blocks(rows: Tensor, cols: Tensor, slots: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(3, n) int64: block row, block column and slot of blocks given in any order, in stored order.
+
+    Raises:
+        ValueError: if a position is outside the grid or taken twice.
+    """
+    blocks = torch.stack([rows.long(), cols.long(), slots.long()])
+    return blocks[:, check_positions(blocks[0], blocks[1], grid)]
+
+
+def index_of_sorted(
+    blocks: Tensor, slots: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `index_of` returns, of what `sorted_blocks` did."""
+    rows, cols, slots_of_blocks = blocks
+    n, device = rows.numel(), rows.device
     crow = torch.zeros(grid[0] + 1, dtype=torch.int32, device=device)
     crow[1:] = torch.bincount(rows, minlength=grid[0]).cumsum(0)
     col = torch.zeros(slots, dtype=torch.int32, device=device)
-    col[:n] = cols[order]
-    free = torch.ones(slots, dtype=torch.bool, device=device)
-    free[slots_of_blocks] = False
-    ids = torch.cat([slots_of_blocks[order], free.nonzero().flatten()]).to(torch.int32)
+    col[:n] = cols
+    ids = torch.empty(slots, dtype=torch.int32, device=device)
+    ids[:n] = slots_of_blocks
+    if n < slots:
+        free = torch.ones(slots, dtype=torch.bool, device=device)
+        free[slots_of_blocks] = False
+        ids[n:] = free.nonzero().flatten()
     return crow, col, ids
 
 
@@ -259,6 +277,12 @@ def coo_of(crow_indices: Tensor, col_indices: Tensor) -> Tensor:
     rows = torch.arange(counts.numel(), dtype=torch.int32, device=counts.device)
     rows = rows.repeat_interleave(counts)
     return torch.stack([rows, col_indices[: rows.numel()]])
+
+
+def blocks_of(crow_indices: Tensor, col_indices: Tensor, block_ids: Tensor) -> Tensor:
+    """(3, n) int64: block row, block column and slot of each block, in stored order."""
+    places = coo_of(crow_indices, col_indices)
+    return torch.cat([places, block_ids[None, : places.shape[1]]]).long()
 
 
 def packed_index_of(index: list[Tensor]) -> Tensor:

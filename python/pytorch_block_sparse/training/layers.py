@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from .._optimizer_state import check_state, clear_slots, move_slots
 from .._validation import describe
 from ..block_sparse import BlockSparseMatrix
-from ..pattern import coo_of
+from ..pattern import blocks_of
 from . import scores
+from .distributed import on_cpu
 from .forward_subset import ForwardSubset
 from .gates import GatedBlocks
 from .gradient_norms import GradientNorms
@@ -33,7 +34,9 @@ class GovernedLayer:
         gathered: (slots,) a score that is gathered over steps; nan where nothing is known yet.
         norm_average: (R, C) a moving average of gradient norms.
         mask: (R, C) bool, on the CPU, the pattern now.
-        slots: (n,) int64, on the CPU, the slot of each block in stored order.
+        blocks: (3, n) int64, on the CPU, block row, block column and slot of each block now, in
+            stored order.
+        slots: (n,), the last of them.
         subset: what multiplies where the forward uses a part of the blocks.
         gates: what multiplies where blocks have gates.
     """
@@ -46,6 +49,8 @@ class GovernedLayer:
         self.copies = copies
         self.first_count = self.last_count = matrix.n_blocks
         self.first_mask = matrix.block_mask_build().cpu()
+        self.blocks = self.slots = torch.empty(0)
+        self.mask = self.first_mask
         self.look()
         self.gathered: Tensor | None = None
         self.norm_average: Tensor | None = None
@@ -137,13 +142,16 @@ class GovernedLayer:
 
     # What changes.
 
-    def look(self) -> None:
-        """Takes the pattern as it is now to the CPU."""
-        index = self.matrix.index[:3]
-        sizes = [tensor.numel() for tensor in index]
-        crow, col, ids = torch.split(torch.cat(index).cpu(), sizes)  # one transfer
-        rows, cols = coo_of(crow, col).long()
-        self.slots = ids[: rows.numel()].long()
+    def look(self, blocks: Tensor | None = None) -> None:
+        """Takes the pattern as it is now to the CPU.
+
+        Args:
+            blocks: (3, n) as `blocks_of` gives it, for who knows it.
+        """
+        if blocks is None:
+            blocks = blocks_of(*on_cpu(self.matrix.index[:3]))
+        self.blocks = blocks.cpu()
+        rows, cols, self.slots = self.blocks
         self.mask = torch.zeros_like(self.first_mask)
         self.mask[rows, cols] = True
 
@@ -151,10 +159,11 @@ class GovernedLayer:
         """Drops and grows; new blocks are zero, and state of slots that are left or taken starts
         anew."""
         left = self.slots[change.drop]
-        taken = self.matrix.drop_and_grow_(change.drop, change.rows, change.cols)
+        now = self.blocks
+        taken, then = self.matrix._drop_and_grow(now, change.drop, change.rows, change.cols)
         for other in self.copies:
-            other.drop_and_grow_(change.drop, change.rows, change.cols)
-        self.look()
+            other._drop_and_grow(now, change.drop, change.rows, change.cols)
+        self.look(then)
         changed = torch.cat([left, taken]).to(self.matrix.values.device)
         for optimizer, options in owners:
             clear_slots(optimizer.state.get(self.matrix.values, {}), options, changed)
@@ -244,6 +253,13 @@ def owners_of(
             )
         check_state(optimizer, values)
     return found
+
+
+def look_at(layers: Sequence[GovernedLayer]) -> None:
+    """Takes the patterns of layers as they are now to the CPU, in one transfer."""
+    index = on_cpu([tensor for layer in layers for tensor in layer.matrix.index[:3]])
+    for i, layer in enumerate(layers):
+        layer.look(blocks_of(*index[3 * i : 3 * i + 3]))
 
 
 def governed(

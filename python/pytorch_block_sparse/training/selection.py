@@ -116,11 +116,12 @@ def _places(layers: Sequence[Candidates], going: Sequence[Tensor], wanted: int) 
 
 def _change(layer: Candidates, gone: Tensor, grown: Tensor) -> Change:
     """Without the blocks that would go and come back."""
-    places = layer.stored.flatten().nonzero().flatten()  # of the stored blocks, in stored order
-    returning = torch.isin(places, grown)
-    new = grown[~torch.isin(grown, places)].sort().values
+    stored = layer.stored.flatten()
+    coming = torch.zeros_like(stored)
+    coming[grown] = True
+    new = (coming & ~stored).nonzero().flatten()
     cols = layer.stored.shape[1]
-    return Change((gone & ~returning).nonzero().flatten(), new // cols, new % cols)
+    return Change((gone & ~coming[stored]).nonzero().flatten(), new // cols, new % cols)
 
 
 def shares(weights: Sequence[float], limits: Sequence[int], total: int) -> list[int]:

@@ -15,7 +15,7 @@ from .._slots import ddp_wrapper_of
 from .._validation import describe, is_distributed
 from . import distributed, gates
 from .config import PatternConfig
-from .layers import governed, owners_of
+from .layers import governed, look_at, owners_of
 from .methods import SNFS, L0Gates, TopKAST
 from .planning import growth_scores, plan
 from .report import LayerUpdate, PatternUpdate
@@ -161,8 +161,7 @@ class PatternTrainer:
 
     def _change(self, step: int, norms: list[Tensor] | None) -> PatternUpdate:
         owners = [owners_of(layer, self._optimizers) for layer in self.layers]
-        for layer in self.layers:
-            layer.look()
+        look_at(self.layers)
         keep = self._scores()
         if isinstance(self.config, SNFS):
             norms = [_required(layer.norm_average) for layer in self.layers]
