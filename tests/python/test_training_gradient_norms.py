@@ -55,7 +55,7 @@ def test_norms_are_those_of_the_dense_gradient(
     assert norms is not None
     assert layer.weight.product is None
     expected = dense_norms(layer, xs, factors)
-    torch.testing.assert_close(norms.double().cpu(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norms.double(), expected, rtol=1e-5, atol=1e-5)
     # Watching changes nothing but roundings of a fused activation.
     for x, factor in zip(xs, factors, strict=True):
         again = x.detach().requires_grad_()

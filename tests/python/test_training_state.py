@@ -79,10 +79,12 @@ def backward(model: nn.Module, seed: int) -> Tensor:
 
 
 def by_place(matrix: BlockSparseMatrix, tensor: Tensor) -> dict[tuple[int, int], Tensor]:
-    """Block row and column -> row of a tensor with one for each slot."""
+    """Block row and column -> copy, on the CPU, of the row of a tensor with one for each slot."""
     places = matrix.build_coo_block_index().T.tolist()
     slots = matrix._slots_of_blocks().tolist()
-    return {(r, c): tensor[slot].clone() for (r, c), slot in zip(places, slots, strict=True)}
+    # At once: a copy of each row would wait for the GPU thousands of times.
+    rows = tensor.detach().to("cpu", copy=True)
+    return {(r, c): rows[slot] for (r, c), slot in zip(places, slots, strict=True)}
 
 
 def slots_by_place(matrix: BlockSparseMatrix) -> dict[tuple[int, int], int]:
