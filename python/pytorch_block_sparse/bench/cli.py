@@ -107,10 +107,10 @@ def measured(asked: argparse.Namespace, command: str, console: Console) -> dict[
             products = options.products_of(problem, asked.products)
             content["results"] += layers.measure(problem, products, setting)
             layers.free_memory(asked.device)
+        content["host_microseconds"] = host.host_microseconds(
+            asked.device, asked.dtype, min(1.0, 10 * asked.seconds)
+        )
     layers.compare_patterns(content["results"])
-    content["host_microseconds"] = host.host_microseconds(
-        asked.device, asked.dtype, min(1.0, 10 * asked.seconds)
-    )
     content["left_out"] = setting.left_out
     return content
 
