@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--size", choices=("gpu", "cpu"), default="gpu")
+    parser.add_argument("--size", choices=("gpu", "cpu", "minilm"), default="gpu")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--list", type=Path, help="file with a line of such options for each slice")
     parser.add_argument("--packed", type=int, default=1, help="runs at a time")
@@ -81,15 +81,18 @@ def table(folder: Path) -> str:
     results: list[dict[str, Any]] = [
         json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))
     ]
-    keys = ("size", "steps", "density", "block", "bits_per_byte")
-    results.sort(key=lambda result: [result[key] for key in keys])
-    columns = ["method", "density", "block", "seed", "steps", "bits per byte"]
+    for result in results:
+        result["found"] = result.get("bits_per_byte", result.get("cosine"))
+    keys = ("size", "steps", "density", "block")
+    best = {"minilm": -1.0}  # a cosine is better the larger it is
+    results.sort(key=lambda r: [*(r[key] for key in keys), r["found"] * best.get(r["size"], 1.0)])
+    columns = ["method", "density", "block", "seed", "steps", "bits per byte or cosine"]
     columns += ["weights", "most weights", "step ms", "peak MB"]
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for r in results:
         lines.append(
             f"| {r['method']} | {r['density']:g} | {r['block']} | {r['seed']} | {r['steps']} | "
-            f"{r['bits_per_byte']:.3f} | {r['weights']:,} | {r['most_weights']:,} | "
+            f"{r['found']:.3f} | {r['weights']:,} | {r['most_weights']:,} | "
             f"{r['step_ms']:.1f} | {r['peak_mb']:.0f} |"
         )
     return "\n".join(lines)

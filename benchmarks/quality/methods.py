@@ -71,7 +71,7 @@ def methods(density: float, steps: int) -> dict[str, Method]:
 def method_of(text: str, density: float, steps: int) -> Method:
     """A method by name, changed by what follows, each after a `+`.
 
-    - a pattern (`random`, `balanced`, `butterfly`, `core`) or `erk`: what it begins with;
+    - a pattern (`random`, `balanced`, `butterfly`, `magnitude`, `core`) or `erk`: the first one;
     - `from1.5`: how dense it begins, relative to the target;
     - `x4`: the learning rate of stored blocks, and `auto.6`: that by density^-.6;
     - `global`: layers compete for blocks;
@@ -91,7 +91,7 @@ def method_of(text: str, density: float, steps: int) -> Method:
 
 
 def _changed(method: Method, change: str) -> Method:
-    if change in ("random", "balanced", "butterfly", "core"):
+    if change in ("random", "balanced", "butterfly", "magnitude", "core"):
         return dataclasses.replace(method, pattern=change)
     if change == "erk":
         return dataclasses.replace(method, density_rule=change)

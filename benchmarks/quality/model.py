@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import sysconfig
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pytorch_block_sparse.pattern import block_count_of
+
+HELD_OUT = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +32,15 @@ class Size:
     batch: int = 64
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of the linear layers inside of the blocks."""
+        attention = [(3 * self.width, self.width), (self.width, self.width)]
+        return self.layers * [*attention, (self.hidden, self.width), (self.width, self.hidden)]
+
+    @property
     def weights(self) -> int:
-        """Of the linear layers inside of the blocks, dense."""
-        return self.layers * (4 * self.width**2 + 2 * self.width * self.hidden)
+        """Of these layers, dense."""
+        return sum(math.prod(shape) for shape in self.shapes)
 
     def with_weights(self, count: int) -> Size:
         """A smaller model of at most that many weights, as near to it as whole features allow."""
@@ -92,18 +104,51 @@ class Decoder(nn.Module):
         return logits
 
 
+def core_masks(size: Size, density: float, block: int) -> Mapping[str, Tensor]:
+    """Layer -> (R, C) bool: each layer reads from and writes to the same few blocks of the residual
+    stream, about sqrt(density) of them, and is dense between these and as few blocks inside.
+
+    A random pattern of 32 x 32 blocks at density .1 shows a block of features 1.6 of 16 blocks of
+    its input; here a feature that is connected at all sees a whole small model.
+    """
+    width, hidden = size.width // block, size.hidden // block
+    stream = max(1, round(math.sqrt(density) * width))
+    per_head = width // math.gcd(width, size.heads)
+    # One block of each head, then the next of each.
+    inside = [i for first in range(per_head) for i in range(first, width, per_head)]
+    qkv = [part * width + i for i in inside for part in range(3)]
+    masks = {}
+    for layer in range(size.layers):
+        for name, order, total, reads in (
+            ("attention_in", qkv, 3 * width, True),
+            ("attention_out", inside, width, False),
+            ("mlp_in", list(range(hidden)), hidden, True),
+            ("mlp_out", list(range(hidden)), hidden, False),
+        ):
+            grid = (total, width) if reads else (width, total)
+            count = block_count_of(density, grid)
+            seen = max(stream, -(-count // total))
+            places = [(i, j) for i in order for j in range(seen)][:count]
+            mask = torch.zeros(total, width, dtype=torch.bool)
+            mask[tuple(torch.tensor(places).T)] = True
+            masks[f"blocks.{layer}.{name}"] = mask if reads else mask.T.contiguous()
+    return masks
+
+
+def source_files() -> list[Path]:
+    """All .py files of the standard library but its tests."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    return sorted(
+        path for path in root.rglob("*.py") if skipped.isdisjoint(path.relative_to(root).parts[:-1])
+    )
+
+
 class Text:
-    """All .py files of the standard library but its tests; every tenth is held out."""
+    """The bytes of the standard library; every tenth file is held out."""
 
     def __init__(self, device: str) -> None:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-        files = sorted(
-            path
-            for path in root.rglob("*.py")
-            if skipped.isdisjoint(path.relative_to(root).parts[:-1])
-        )
-        parts = [path.read_bytes() for path in files]
+        parts = [path.read_bytes() for path in source_files()]
         train = b"".join(part for i, part in enumerate(parts) if i % 10)
         held_out = b"".join(part for i, part in enumerate(parts) if i % 10 == 0)
         self.digest = hashlib.sha256(train + held_out).hexdigest()[:16]
@@ -130,6 +175,44 @@ class Text:
     def _windows(text: Tensor, starts: Tensor, context: int) -> Tensor:
         at = (starts + torch.arange(context + 1)).to(text.device)
         return text[at].long()
+
+
+@functools.cache
+def text_on(device: str) -> Text:
+    """The text, read once in a process."""
+    return Text(device)
+
+
+class LanguageModel:
+    """What is learned: the next byte. See `run.Task`."""
+
+    layers = r"blocks\.\d+\.(attention|mlp)_(in|out)"
+    metric = "bits_per_byte"
+    pretrained = False
+
+    def __init__(self, size: Size, device: str) -> None:
+        self.size, self.device = size, device
+        self.text = text_on(device)
+        self.shapes: Sequence[tuple[int, int]] = size.shapes
+        self.digest = self.text.digest
+
+    def model(self, weights: int | None) -> nn.Module:
+        """A dense model, or a small one of at most so many weights."""
+        size = self.size if weights is None else self.size.with_weights(weights)
+        return Decoder(size).to(self.device)
+
+    def loss(self, model: nn.Module, seed: int, step: int) -> Tensor:
+        """Of a batch."""
+        return bits_per_byte(model, self.text.batch(self.size, seed, step))
+
+    def found(self, model: nn.Module) -> float:
+        """Bits per byte of held-out files."""
+        batches = self.text.held_out_batches(self.size, HELD_OUT)
+        return float(torch.stack([bits_per_byte(model, batch) for batch in batches]).mean())
+
+    def core(self, density: float, block: int) -> Mapping[str, Tensor]:
+        """See `core_masks`."""
+        return core_masks(self.size, density, block)
 
 
 def bits_per_byte(model: nn.Module, windows: Tensor) -> Tensor:

@@ -8,20 +8,50 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.quality.encoder import MiniLM
 from benchmarks.quality.methods import Method, method_of
-from benchmarks.quality.model import SIZES, Decoder, Size, Text, bits_per_byte
-from benchmarks.quality.patterns import core_masks
-from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix, BlockSparseModelPatcher
+from benchmarks.quality.model import SIZES, LanguageModel
+from pytorch_block_sparse import BlockSparseLinear, BlockSparseModelPatcher
 from pytorch_block_sparse.training import PatternTrainer
 
-LAYERS = r"blocks\.\d+\.(attention|mlp)_(in|out)"
-WARMUP, WEIGHT_DECAY, HELD_OUT = 0.05, 0.1, 16
+WARMUP, WEIGHT_DECAY = 0.05, 0.1
+
+
+class Task(Protocol):
+    """What a model is trained for.
+
+    Attributes:
+        layers: regular expression for the names of the layers that are made sparse.
+        metric: the name of what is found in the end.
+        pretrained: whether the weights that there are stay.
+        shapes: (out, in) of these layers.
+        digest: of the data.
+    """
+
+    layers: str
+    metric: str
+    pretrained: bool
+    shapes: Sequence[tuple[int, int]]
+    digest: str
+
+    def model(self, weights: int | None) -> nn.Module:
+        """A dense model, or a small one of at most so many weights in such layers."""
+
+    def loss(self, model: nn.Module, seed: int, step: int) -> Tensor:
+        """Of a batch, the same for every method."""
+
+    def found(self, model: nn.Module) -> float:
+        """How good a model is."""
+
+    def core(self, density: float, block: int) -> Mapping[str, Tensor]:
+        """Masks of a small dense model inside of the wide one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,68 +73,81 @@ class Run:
         return f"{name}-{self.size}" + ("" if self.lr == Run.lr else f"-lr{self.lr:g}")
 
 
-def make(run: Run, device: str) -> tuple[nn.Module, Method]:
+def task_of(run: Run, device: str) -> Task:
+    """By the size of the run."""
+    return MiniLM(device) if run.size == "minilm" else LanguageModel(SIZES[run.size], device)
+
+
+def make(run: Run, task: Task) -> tuple[nn.Module, Method]:
     """The model of a run, and its method."""
     method = method_of(run.method, run.density, run.steps)
-    size = SIZES[run.size]
     torch.manual_seed(run.seed)
     if run.method.partition("+")[0] == "small":
-        return Decoder(size.with_weights(target(size, run))).to(device), method
-    model = Decoder(size).to(device)
+        return task.model(target(task, run)), method
+    model = task.model(None)
     if method.config is None:
         return model, method
     density = min(1.0, method.start * run.density) if method.start else 1.0
     options: dict[str, Any] = {"block_shape": (run.block, run.block)}
     if method.pattern == "core":
-        options |= {"pattern": core_masks(size, density, run.block)}
+        options |= {"pattern": task.core(density, run.block)}
     else:
         options |= {"density": density, "pattern": method.pattern}
         options |= {"density_rule": method.density_rule}
     patcher = BlockSparseModelPatcher()
-    patcher.add_pattern(LAYERS, options)
+    patcher.add_pattern(task.layers, options)
     patcher.patch_model(model)
     for layer in model.modules():
         if isinstance(layer, BlockSparseLinear):
-            layer.reset_parameters()  # the scale of the inputs that are there
+            if not task.pretrained:
+                layer.reset_parameters()  # the scale of the inputs that are there
             if method.spare:
                 layer.weight.resize_slots_(layer.weight.n_blocks * 3 // 2)
     return model, method
 
 
-def groups_of(model: nn.Module, lr_scale: float) -> list[dict[str, Any]]:
-    """Parameter groups: stored blocks, or the weights in their place, and all else."""
-    inside = [
-        module.values if isinstance(module, BlockSparseMatrix) else module.weight
+def inside(task: Task, model: nn.Module) -> list[nn.Linear | BlockSparseLinear]:
+    """The layers that are made sparse, or would be."""
+    return [
+        module
         for name, module in model.named_modules()
-        if isinstance(module, BlockSparseMatrix)
-        or (isinstance(module, nn.Linear) and re.fullmatch(LAYERS, name))
+        if isinstance(module, (nn.Linear, BlockSparseLinear)) and re.fullmatch(task.layers, name)
     ]
-    known = {id(values) for values in inside}
+
+
+def groups_of(task: Task, model: nn.Module, lr_scale: float) -> list[dict[str, Any]]:
+    """Parameter groups: all else, and stored blocks or the weights in their place."""
+    weights = [
+        layer.weight.values if isinstance(layer, BlockSparseLinear) else layer.weight
+        for layer in inside(task, model)
+    ]
+    known = {id(weight) for weight in weights}
     others = [p for p in model.parameters() if id(p) not in known]
-    return [{"params": others, "lr_scale": 1.0}, {"params": inside, "lr_scale": lr_scale}]
+    return [{"params": others, "lr_scale": 1.0}, {"params": weights, "lr_scale": lr_scale}]
 
 
-def target(size: Size, run: Run) -> int:
+def target(task: Task, run: Run) -> int:
     """Weights of a sparse model in the end."""
-    shapes = [(3 * size.width, size.width), (size.width, size.width)]
-    shapes += [(size.hidden, size.width), (size.width, size.hidden)]
-    blocks = [math.prod(side // run.block for side in shape) for shape in shapes]
-    return size.layers * sum(int(run.density * count) for count in blocks) * run.block**2
+    blocks = [math.prod(side // run.block for side in shape) for shape in task.shapes]
+    return sum(int(run.density * count) for count in blocks) * run.block**2
 
 
-def stored(model: nn.Module) -> int:
-    """Weights that the linear layers inside of the blocks store."""
-    blocks = model.get_submodule("blocks")
-    sparse = [m for m in blocks.modules() if isinstance(m, BlockSparseMatrix)]
-    dense = [m for m in blocks.modules() if isinstance(m, nn.Linear)]
-    return sum(m.stored_weights() for m in sparse) + sum(m.weight.numel() for m in dense)
+def stored(task: Task, model: nn.Module) -> int:
+    """Weights that the layers inside store."""
+    return sum(
+        layer.weight.stored_weights()
+        if isinstance(layer, BlockSparseLinear)
+        else layer.weight.numel()
+        for layer in inside(task, model)
+    )
 
 
-def lr_scale(model: nn.Module, method: Method, size: Size) -> float:
-    """Of the weights inside of the blocks, as many as there are now."""
+def lr_scale(task: Task, model: nn.Module, method: Method) -> float:
+    """Of the weights inside, as many as there are now."""
     if method.config is None:
         return method.lr_scale
-    return float(method.lr_scale * (stored(model) / size.weights) ** -method.lr_power)
+    full = sum(math.prod(shape) for shape in task.shapes)
+    return float(method.lr_scale * (stored(task, model) / full) ** -method.lr_power)
 
 
 def rate(run: Run, step: int) -> float:
@@ -140,15 +183,17 @@ def train(
     if path.exists():
         result: dict[str, Any] = json.loads(path.read_text())
         return result
-    size, text = SIZES[run.size], Text(device)
-    model, method = make(run, device)
-    groups = groups_of(model, lr_scale(model, method, size))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    task = task_of(run, device)
+    model, method = make(run, task)
+    groups = groups_of(task, model, lr_scale(task, model, method))
     optimizer = torch.optim.AdamW(
         groups, lr=run.lr, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY, fused=True
     )
     config = method.config
     trainer = None if config is None else PatternTrainer(model, optimizer, config)
-    begin, most, history = 0, stored(model), []
+    begin, most, history = 0, stored(task, model), []
     if saved.exists():
         state = torch.load(saved, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -162,7 +207,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["lr_scale"] * rate(run, step)
         with autocast:
-            loss = bits_per_byte(model, text.batch(size, run.seed, step))
+            loss = task.loss(model, run.seed, step)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -171,7 +216,7 @@ def train(
             overall = update.scalars()
             names = ("churn", "density", "drift")
             history.append([update.step, *(overall[f"pattern/{name}"] for name in names)])
-            optimizer.param_groups[1]["lr_scale"] = lr_scale(model, method, size)
+            optimizer.param_groups[1]["lr_scale"] = lr_scale(task, model, method)
         optimizer.zero_grad()
         timer.step(step - begin)
         late = time.monotonic() >= deadline
@@ -183,15 +228,14 @@ def train(
         if late and step + 1 < run.steps:
             return None
     with torch.no_grad(), autocast:
-        batches = text.held_out_batches(size, HELD_OUT)
-        bits = float(torch.stack([bits_per_byte(model, batch) for batch in batches]).mean())
+        found = task.found(model.eval())
     result = {
         **dataclasses.asdict(run),
-        "bits_per_byte": bits,
-        "weights": stored(model),
+        task.metric: found,
+        "weights": stored(task, model),
         "most_weights": most,
         "history": history,
-        "text": text.digest,
+        "text": task.digest,
         "torch": torch.__version__,
         "packed": packed,
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",

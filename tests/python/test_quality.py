@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.quality import model as task_model
 from benchmarks.quality import run as quality
 from benchmarks.quality.__main__ import table
 from benchmarks.quality.methods import Method, method_of, methods
-from benchmarks.quality.model import SIZES, Size
+from benchmarks.quality.model import SIZES, LanguageModel, Size, core_masks
 from benchmarks.quality.packed import train_all, train_packed
-from benchmarks.quality.patterns import core_masks
 from benchmarks.quality.run import Run, stored, target, train
 
 pytestmark = pytest.mark.host
@@ -26,7 +26,11 @@ TINY = Size(layers=1, width=64, hidden=128, heads=4, context=8, batch=2)
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "tiny", TINY)
-    monkeypatch.setattr(quality, "HELD_OUT", 1)
+    monkeypatch.setattr(task_model, "HELD_OUT", 1)
+
+
+def task(size: str = "tiny") -> LanguageModel:
+    return LanguageModel(SIZES[size], "cpu")
 
 
 def a_run(method: str, **options: Any) -> Run:
@@ -49,7 +53,7 @@ def test_every_method_runs_and_stores_what_it_should(tmp_path: Path) -> None:
         run = a_run(name)
         found = done(run, "cpu", tmp_path)
         assert found["bits_per_byte"] < 12, name
-        weights = target(TINY, run)
+        weights = target(task(), run)
         if name == "dense":
             assert found["weights"] == TINY.weights
         elif name.startswith("small"):
@@ -66,9 +70,10 @@ def test_every_method_runs_and_stores_what_it_should(tmp_path: Path) -> None:
 def test_small_models_have_as_many_weights() -> None:
     for density in (0.05, 0.1, 0.2, 0.5):
         run = Run("small", density)
-        size = SIZES["gpu"].with_weights(target(SIZES["gpu"], run))
+        weights = target(task("gpu"), run)
+        size = SIZES["gpu"].with_weights(weights)
         # A hidden feature is 2 · width weights in each of the layers.
-        assert 0 <= target(SIZES["gpu"], run) - size.weights < size.layers * 2 * size.width
+        assert 0 <= weights - size.weights < size.layers * 2 * size.width
         assert size.width % size.heads == 0
 
 
@@ -120,12 +125,12 @@ def test_names_of_variants() -> None:
 
 def test_stored_blocks_learn_at_a_rate_of_their_own() -> None:
     for method in ("rigl+x4", "small+x4"):
-        model, found = quality.make(a_run(method), "cpu")
-        others, inside = quality.groups_of(model, found.lr_scale)
+        model, found = quality.make(a_run(method), task())
+        others, inside = quality.groups_of(task(), model, found.lr_scale)
         assert inside["lr_scale"] == 4.0
         assert others["lr_scale"] == 1.0
         assert len(inside["params"]) == 4 * TINY.layers
-        assert sum(p.numel() for p in inside["params"]) == stored(model)
+        assert sum(p.numel() for p in inside["params"]) == stored(task(), model)
         every = {id(p) for p in model.parameters()}
         assert {id(p) for group in (others, inside) for p in group["params"]} == every
 
@@ -134,8 +139,8 @@ def test_the_core_is_a_small_dense_model() -> None:
     size = SIZES["gpu"]
     masks = core_masks(size, 0.1, 32)
     assert len(masks) == 24
-    run = Run("static", 0.1)
-    assert sum(int(mask.sum()) for mask in masks.values()) * 32**2 == target(size, run)
+    weights = target(task("gpu"), Run("static", 0.1))
+    assert sum(int(mask.sum()) for mask in masks.values()) * 32**2 == weights
     for name, mask in masks.items():
         reads = name.endswith("_in")
         stream = mask.any(0) if reads else mask.any(1)
@@ -194,7 +199,7 @@ RATE = quality.rate
 
 def test_stored_counts_dense_and_sparse_layers() -> None:
     torch.manual_seed(0)
-    dense, _ = quality.make(a_run("dense"), "cpu")
-    sparse, _ = quality.make(a_run("static"), "cpu")
-    assert stored(dense) == TINY.weights == 4 * 64**2 + 2 * 64 * 128
-    assert stored(sparse) == TINY.weights // 2
+    dense, _ = quality.make(a_run("dense"), task())
+    sparse, _ = quality.make(a_run("static"), task())
+    assert stored(task(), dense) == TINY.weights == 4 * 64**2 + 2 * 64 * 128
+    assert stored(task(), sparse) == TINY.weights // 2

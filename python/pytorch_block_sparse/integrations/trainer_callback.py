@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..training.config import PatternConfig
+from ..training.listeners import Listener
 from ..training.trainer import PatternTrainer
 
 
@@ -25,12 +27,14 @@ class PatternTrainerCallback(TrainerCallback, ExportableState):
 
     Args:
         config: a method, or the JSON of one.
+        listeners: of the `PatternTrainer`.
 
     Attributes:
         trainer: the `PatternTrainer`, once training has begun; its `history` says what changed.
     """
 
-    def __init__(self, config: PatternConfig | str) -> None:
+    def __init__(self, config: PatternConfig | str, *, listeners: Iterable[Listener] = ()) -> None:
+        self.listeners = list(listeners)
         self.config = PatternConfig.from_json(config) if isinstance(config, str) else config
         self.trainer: PatternTrainer | None = None
 
@@ -38,7 +42,11 @@ class PatternTrainerCallback(TrainerCallback, ExportableState):
         """Makes the trainer, and lets it go on where a checkpoint stopped."""
         optimizer = kwargs["optimizer"]
         self.trainer = PatternTrainer(
-            kwargs["model"], optimizer, self.config, scaler=getattr(optimizer, "scaler", None)
+            kwargs["model"],
+            optimizer,
+            self.config,
+            scaler=getattr(optimizer, "scaler", None),
+            listeners=self.listeners,
         )
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if saved is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import PatternConfig
+from .listeners import CsvLog, PatternFilm, TensorBoardLog
 from .methods import (
     SET,
     SNFS,
@@ -28,17 +29,20 @@ __all__ = [
     "SET",
     "SNFS",
     "BLaST",
+    "CsvLog",
     "GradualMagnitude",
     "GroupGrowth",
     "L0Gates",
     "LayerUpdate",
     "MovementPruning",
     "PatternConfig",
+    "PatternFilm",
     "PatternTrainer",
     "PatternTrainerCallback",
     "PatternUpdate",
     "RigL",
     "Static",
+    "TensorBoardLog",
     "TopKAST",
 ]
 

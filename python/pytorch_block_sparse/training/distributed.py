@@ -38,6 +38,11 @@ def group_of(values: Sequence[nn.Parameter]) -> Any:
     return None if wrapper is None else wrapper.process_group
 
 
+def is_first(group: Any) -> bool:
+    """Whether this process is the first rank of a group, or there is none."""
+    return group is None or dist.get_rank(group) == 0
+
+
 def averaged(tensors: Sequence[Tensor], group: Any) -> list[Tensor]:
     """The mean over the ranks of each tensor, the same bits on all."""
     if group is None:

@@ -16,6 +16,7 @@ from .._validation import describe, is_distributed
 from . import distributed, gates
 from .config import PatternConfig
 from .layers import governed, look_at, owners_of
+from .listeners import Listener
 from .methods import SNFS, L0Gates, TopKAST
 from .planning import growth_scores, plan
 from .report import LayerUpdate, PatternUpdate
@@ -48,6 +49,8 @@ class PatternTrainer:
         scaler: the `torch.amp.GradScaler` of the loss, if there is one. A step that it skips is
             none for the pattern either.
         copies: models that are averages of this one (EMA, SWA), to be kept alike in pattern.
+        listeners: called after each update with it and `layers`, on the first rank alone: a
+            `CsvLog`, a `TensorBoardLog`, a `PatternFilm` or a function.
         process_group: of the ranks that train the same layers; None finds that of
             DistributedDataParallel or FSDP2.
 
@@ -70,6 +73,7 @@ class PatternTrainer:
         *,
         scaler: Any = None,
         copies: Iterable[nn.Module] = (),
+        listeners: Iterable[Listener] = (),
         process_group: Any = None,
     ) -> None:
         if not isinstance(config, PatternConfig):
@@ -86,6 +90,7 @@ class PatternTrainer:
         if self._resizes:
             _refuse_resize(values)
         self._watch = StepWatch(self._optimizers, scaler)
+        self._listeners = list(listeners) if distributed.is_first(self._group) else []
         self._generator = torch.Generator(device="cpu").manual_seed(config.seed)
         self.steps = 0
         self.history: list[PatternUpdate] = []
@@ -155,6 +160,8 @@ class PatternTrainer:
         if self.config.rhythm.includes(step):
             update = self._change(step, norms)
             self.history.append(update)
+            for listener in self._listeners:
+                listener(update, self.layers)
         self.steps = step
         self._get_ready()
         return update
