@@ -388,6 +388,24 @@ def test_layers_are_chosen_by_name() -> None:
         PatternTrainer(nn.Linear(2, 2), optimizer, SET(end=9))
 
 
+def test_layers_are_chosen_by_module() -> None:
+    model = nn.ModuleDict({"encoder": Net(), "decoder": Net()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def names(modules: list[Any], layers: str | None = None) -> list[str]:
+        trainer = PatternTrainer(model, optimizer, SET(end=9, layers=layers), modules=modules)
+        return [layer.name for layer in trainer.layers]
+
+    encoder, decoder = model["encoder"], model["decoder"]
+    assert names([encoder]) == ["encoder.first", "encoder.second"]
+    assert names([decoder.second, encoder.first]) == ["encoder.first", "decoder.second"]
+    assert names([decoder], r".*\.first") == ["decoder.first"]
+    with pytest.raises(ValueError, match=r"modules has none of the .* encoder\.first, encoder\.se"):
+        names([encoder.norm])
+    with pytest.raises(TypeError, match=r"modules has 'encoder' .*expected a torch\.nn\.Module"):
+        names(["encoder"])
+
+
 def test_what_is_no_model_method_or_optimizer() -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -263,9 +263,13 @@ def look_at(layers: Sequence[GovernedLayer]) -> None:
 
 
 def governed(
-    model: nn.Module, layers: str | None, copies: Iterable[nn.Module]
+    model: nn.Module,
+    layers: str | None,
+    copies: Iterable[nn.Module],
+    modules: Iterable[nn.Module] | None = None,
 ) -> list[GovernedLayer]:
-    """The layers of a model whose names match from their beginning; all if `layers` is None.
+    """The layers of a model whose names match from their beginning, all if `layers` is None; of
+    those only what is in one of `modules`, if these are given.
 
     Raises:
         ValueError, TypeError: in one sentence, if there is none, or a copy lacks one.
@@ -279,6 +283,14 @@ def governed(
         for name, matrix in matrices.items()
         if layers is None or re.match(layers, name)
     }
+    if chosen and modules is not None:
+        inside = {id(part) for module in modules for part in _module(module).modules()}
+        chosen = {name: matrix for name, matrix in chosen.items() if id(matrix) in inside}
+        if not chosen:
+            raise ValueError(
+                "modules has none of the block-sparse layers of the model that layers matches, "
+                f"expected one of {', '.join(matrices)} or what contains it"
+            )
     if not chosen:
         raise ValueError(
             f"layers is {layers!r}, which matches none of the block-sparse layers of the model, "
@@ -305,6 +317,12 @@ def named_matrices(model: nn.Module) -> dict[str, BlockSparseMatrix]:
                 parts = parts[:-1]
             found[".".join(parts)] = module
     return found
+
+
+def _module(module: Any) -> nn.Module:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"modules has {describe(module)}, expected a torch.nn.Module")
+    return module
 
 
 def _copy(tensor: Tensor | None, device: torch.device | None = None) -> Tensor | None:

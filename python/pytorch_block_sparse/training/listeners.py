@@ -122,7 +122,7 @@ class PatternFilm:
             for i, axis in enumerate(row[:-1]):
                 step, mask = frames[round(i * last / max(1, panels - 1))]
                 axis.imshow(
-                    mask.float() * (2 - (first & mask).float()),
+                    (mask.float() * (2 - (first & mask).float())).numpy(),
                     cmap=_colors(),
                     vmin=0,
                     vmax=2,
@@ -130,7 +130,7 @@ class PatternFilm:
                 )
                 axis.set_title(f"step {step}", fontsize=9)
             row[0].set_ylabel(name, fontsize=8)
-            image = row[-1].imshow(ages(frames), cmap="viridis", interpolation="nearest")
+            image = row[-1].imshow(ages(frames).numpy(), cmap="viridis", interpolation="nearest")
             row[-1].set_title("stored since", fontsize=9)
             figure.colorbar(image, ax=row[-1], shrink=0.8)
             for axis in row:

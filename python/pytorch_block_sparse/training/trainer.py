@@ -46,6 +46,8 @@ class PatternTrainer:
         model: with block-sparse layers, wrapped or not.
         optimizer: that trains them, or several.
         config: the method, one of `training.methods`.
+        modules: the layers that are governed, or what contains them; None leaves it to
+            `config.layers`, which must match in any case.
         scaler: the `torch.amp.GradScaler` of the loss, if there is one. A step that it skips is
             none for the pattern either.
         copies: models that are averages of this one (EMA, SWA), to be kept alike in pattern.
@@ -71,6 +73,7 @@ class PatternTrainer:
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         config: PatternConfig,
         *,
+        modules: Iterable[nn.Module] | None = None,
         scaler: Any = None,
         copies: Iterable[nn.Module] = (),
         listeners: Iterable[Listener] = (),
@@ -79,7 +82,7 @@ class PatternTrainer:
         if not isinstance(config, PatternConfig):
             raise TypeError(f"config is {describe(config)}, expected a method such as RigL(end=…)")
         self.config = config
-        self.layers = governed(model, config.layers, copies)
+        self.layers = governed(model, config.layers, copies, modules)
         several = optimizer if isinstance(optimizer, Sequence) else [optimizer]
         self._optimizers = [unwrapped(one) for one in several]
         for layer in self.layers:
