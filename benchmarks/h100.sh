@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything of benchmarks/results/h100*.json, in parts of less than 100 seconds each.
+# Everything of benchmarks/results/h100*.json, in parts of less than 100 seconds each (LIMIT=100).
 #
 #   benchmarks/h100.sh list           the names of the parts
 #   benchmarks/h100.sh PART… DIR      measures them on this machine's GPU, into DIR/*.json
@@ -21,8 +21,8 @@ alone=(uneven float16 tf32 float32)
 bench() {
   local extra
   eval "extra=(${OPTIONS:-})"  # which may quote the name of a peer
-  timeout -k 5 100 "$python" -m pytorch_block_sparse bench --device cuda --json "$out/$1.json" \
-    "${@:2}" "${extra[@]}"
+  timeout -k 5 "${LIMIT:-100}" "$python" -m pytorch_block_sparse bench --device cuda \
+    --json "$out/$1.json" "${@:2}" "${extra[@]}"
 }
 
 measure() {
