@@ -78,18 +78,12 @@ def backward(model: nn.Module, seed: int) -> Tensor:
     return loss.detach()
 
 
-def by_place(matrix: BlockSparseMatrix, tensor: Tensor) -> dict[tuple[int, int], Tensor]:
-    """Block row and column -> copy, on the CPU, of the row of a tensor with one for each slot."""
-    places = matrix.build_coo_block_index().T.tolist()
-    slots = matrix._slots_of_blocks().tolist()
-    # At once: a copy of each row would wait for the GPU thousands of times.
-    rows = tensor.detach().to("cpu", copy=True)
-    return {(r, c): rows[slot] for (r, c), slot in zip(places, slots, strict=True)}
-
-
-def slots_by_place(matrix: BlockSparseMatrix) -> dict[tuple[int, int], int]:
-    slots = torch.arange(matrix.slots)
-    return {place: int(slot) for place, slot in by_place(matrix, slots).items()}
+def slots_by_place(matrix: BlockSparseMatrix) -> Tensor:
+    """(R · C,) int64: the slot of each place, -1 where none is stored."""
+    rows, cols = matrix.build_coo_block_index().long()
+    slots = torch.full((matrix._grid[0] * matrix._grid[1],), -1)
+    slots[rows * matrix._grid[1] + cols] = matrix._slots_of_blocks().long()
+    return slots
 
 
 def tensors_of(optimizer: torch.optim.Optimizer, matrix: BlockSparseMatrix) -> dict[str, Tensor]:
@@ -116,32 +110,30 @@ def test_kept_blocks_stay_bit_for_bit_and_grown_ones_start_anew(
         backward(model, step)
         optimizer.step()
         before = [
-            {key: by_place(matrix, tensor) for key, tensor in tensors_of(optimizer, matrix).items()}
+            {key: tensor.clone() for key, tensor in tensors_of(optimizer, matrix).items()}
             for matrix in matrices(model)
         ]
         slots = [slots_by_place(matrix) for matrix in matrices(model)]
         rooms = [matrix.slots for matrix in matrices(model)]
         update = trainer.step()
         assert (update is not None) == (step % 2 == 0)
-        for matrix, old, old_slots, room in zip(matrices(model), before, slots, rooms, strict=True):
-            now = slots_by_place(matrix)
+        for matrix, old, there, room in zip(matrices(model), before, slots, rooms, strict=True):
+            here = slots_by_place(matrix)
+            kept, grown = (here >= 0) & (there >= 0), (here >= 0) & (there < 0)
             if matrix.slots == room:
-                assert all(now[place] == old_slots[place] for place in now if place in old_slots)
+                assert torch.equal(here[kept], there[kept])
             else:
                 resized += 1
-            moved += len(now.keys() - old_slots.keys())
+            moved += int(grown.sum())
             tensors = tensors_of(optimizer, matrix)
             assert tensors.keys() == old.keys()
             for key, tensor in tensors.items():
-                for place, row in by_place(matrix, tensor).items():
-                    if place in old_slots:
-                        assert torch.equal(row, old[key][place]), key
-                    else:
-                        assert (row == start.get((name, key), 0.0)).all(), key
+                assert torch.equal(tensor[here[kept]], old[key][there[kept]]), key
+                assert (tensor[here[grown]] == start.get((name, key), 0.0)).all(), key
+            if update is not None:
                 spare = torch.ones(matrix.slots, dtype=torch.bool)
-                spare[list(now.values())] = False
-                if update is not None and key == "values":
-                    assert not tensor[spare].any()
+                spare[here[here >= 0]] = False
+                assert not matrix.values[spare].any()
         optimizer.zero_grad()
     assert moved > 0 or config.growth == "none"
     assert bool(resized) == hasattr(config, "max_sizes")
@@ -161,17 +153,19 @@ def test_factors_of_rows_and_columns_follow() -> None:
     for step in range(1, 9):
         backward(model, step)
         optimizer.step()
+        slots = [slots_by_place(matrix) for matrix in matrices(model)]
         before = [
-            {key: by_place(m, optimizer.state[m.values][key]) for key in keys}
-            for m in matrices(model)
+            {key: optimizer.state[matrix.values][key].clone() for key in keys}
+            for matrix in matrices(model)
         ]
         trainer.step()
-        for matrix, old in zip(matrices(model), before, strict=True):
+        for matrix, old, there in zip(matrices(model), before, slots, strict=True):
+            here = slots_by_place(matrix)
+            stored = here >= 0
             for key in keys:
                 tensor = optimizer.state[matrix.values][key]
                 assert tensor.shape[0] == matrix.slots
-                for place, row in by_place(matrix, tensor).items():
-                    assert torch.equal(row, old[key][place])
+                assert torch.equal(tensor[here[stored]], old[key][there[stored]])
         optimizer.zero_grad()
 
 
