@@ -6,21 +6,20 @@
     python -m benchmarks.quality --table                               # of what is there
 
 A run that was stopped goes on from its checkpoint; one that is there is not repeated. Runs that
-share a device slow each other down: `step_ms` counts with `--packed 1` only.
+share a device slow each other down: the table divides their time by how many there were.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.quality.methods import method_of, methods
 from benchmarks.quality.packed import train_all, train_packed
+from benchmarks.quality.results import load, publish, table
 from benchmarks.quality.run import Run
 
 
@@ -40,12 +39,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=math.inf, help="then stop")
     parser.add_argument("--checkpoint-every", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/output/quality"))
-    parser.add_argument("--table", action="store_true", help="only the table")
+    parser.add_argument("--table", type=Path, nargs="*", help="only that, of folders and files")
+    parser.add_argument("--publish", type=Path, help="a JSON to write of all runs in the folder")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     options.folder.mkdir(parents=True, exist_ok=True)
     missing = 0
-    if not options.table:
+    if options.table is None and options.publish is None:
         slices = [options]
         if options.list is not None:
             lines = [
@@ -56,7 +56,9 @@ def main() -> int:
         work = (options.device, options.folder, options.checkpoint_every, options.packed, deadline)
         (train_all if options.packed == 1 else train_packed)(runs, *work)
         missing = sum(not (options.folder / f"{run.name}.json").exists() for run in runs)
-    print(table(options.folder))
+    if options.publish is not None:
+        publish(options.folder, options.publish, "python -m benchmarks.quality")
+    print(table([run for path in options.table or [options.folder] for run in load(path)]))
     return missing
 
 
@@ -74,28 +76,6 @@ def runs_of(options: argparse.Namespace) -> list[Run]:
                     run = Run(method, d, b, int(seed), options.steps, options.lr, options.size)
                     runs.append(run)
     return runs
-
-
-def table(folder: Path) -> str:
-    """Markdown: a line for each run, best first within its density, block and number of steps."""
-    results: list[dict[str, Any]] = [
-        json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))
-    ]
-    for result in results:
-        result["found"] = result.get("bits_per_byte", result.get("cosine"))
-    keys = ("size", "steps", "density", "block")
-    best = {"minilm": -1.0}  # a cosine is better the larger it is
-    results.sort(key=lambda r: [*(r[key] for key in keys), r["found"] * best.get(r["size"], 1.0)])
-    columns = ["method", "density", "block", "seed", "steps", "bits per byte or cosine"]
-    columns += ["weights", "most weights", "step ms", "peak MB"]
-    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-    for r in results:
-        lines.append(
-            f"| {r['method']} | {r['density']:g} | {r['block']} | {r['seed']} | {r['steps']} | "
-            f"{r['found']:.3f} | {r['weights']:,} | {r['most_weights']:,} | "
-            f"{r['step_ms']:.1f} | {r['peak_mb']:.0f} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class MiniLM:
         ]
         return 1 - (got * wanted).sum(-1).mean() + torch.stack(distances).mean()
 
+    @torch.no_grad()
     def found(self, model: nn.Module) -> float:
         """The mean cosine of student and teacher on held-out docstrings."""
         batches = [batch.long() for batch in self.held_out.split(BATCH)]

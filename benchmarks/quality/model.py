@@ -205,6 +205,7 @@ class LanguageModel:
         """Of a batch."""
         return bits_per_byte(model, self.text.batch(self.size, seed, step))
 
+    @torch.no_grad()
     def found(self, model: nn.Module) -> float:
         """Bits per byte of held-out files."""
         batches = self.text.held_out_batches(self.size, HELD_OUT)

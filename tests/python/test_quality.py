@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 
 from benchmarks.quality import model as task_model
 from benchmarks.quality import run as quality
-from benchmarks.quality.__main__ import table
 from benchmarks.quality.methods import Method, method_of, methods
 from benchmarks.quality.model import SIZES, LanguageModel, Size, core_masks
 from benchmarks.quality.packed import train_all, train_packed
+from benchmarks.quality.results import load, publish, table
 from benchmarks.quality.run import Run, stored, target, train
 
 pytestmark = pytest.mark.host
@@ -62,9 +63,9 @@ def test_every_method_runs_and_stores_what_it_should(tmp_path: Path) -> None:
             assert found["weights"] == weights, name
             expected = {0: TINY.weights, 1.5: weights * 3 // 2, 2.0: weights * 2}
             assert found["most_weights"] == expected.get(method.start, weights), name
-    lines = table(tmp_path).splitlines()
+    lines = table(load(tmp_path)).splitlines()
     assert len(lines) == 2 + len(names)
-    assert "| rigl | 0.5 | 16 | 0 | 8 |" in table(tmp_path)
+    assert any(line.startswith("| rigl | 0.5 | 16 | 8 | 1 |") for line in lines)
 
 
 def test_small_models_have_as_many_weights() -> None:
@@ -203,3 +204,22 @@ def test_stored_counts_dense_and_sparse_layers() -> None:
     sparse, _ = quality.make(a_run("static"), task())
     assert stored(task(), dense) == TINY.weights == 4 * 64**2 + 2 * 64 * 128
     assert stored(task(), sparse) == TINY.weights // 2
+
+
+def test_a_table_over_seeds_and_one_file_of_many(tmp_path: Path) -> None:
+    same = {"size": "gpu", "steps": 2000, "density": 0.1, "block": 32, "weights": 5, "lr": 1e-3}
+    same |= {"most_weights": 10, "history": [[1, 2]]}
+    found = [("rigl", 0, 1.25, 30.0, 2), ("rigl", 1, 1.5, 40.0, 2), ("set", 0, 1.0, 8.0, 1)]
+    for method, seed, bits, ms, packed in found:
+        run = {**same, "method": method, "seed": seed, "bits_per_byte": bits}
+        run |= {"step_ms": ms, "packed": packed, "peak_mb": 100.0 + seed}
+        (tmp_path / f"{method}-{seed}.json").write_text(json.dumps(run))
+    file = tmp_path / "published"
+    publish(tmp_path, file, "the command")
+    assert json.loads(file.read_text())["command"] == "the command"
+    assert all("history" not in run for run in load(file))
+    assert table(load(file)) == table(load(tmp_path))
+    assert table(load(file)).splitlines()[2:] == [
+        "| set | 0.1 | 32 | 2000 | 1 | 1.000 | 5 | 10 | 100 | 8.0 |",
+        "| rigl | 0.1 | 32 | 2000 | 2 | 1.375 ± 0.125 | 5 | 10 | 100 | 15.0 |",
+    ]
