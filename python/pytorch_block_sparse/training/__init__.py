@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import PatternConfig
+from .learning_rates import parameter_groups
 from .listeners import CsvLog, PatternFilm, TensorBoardLog
 from .methods import (
     SET,
@@ -44,6 +45,7 @@ __all__ = [
     "Static",
     "TensorBoardLog",
     "TopKAST",
+    "parameter_groups",
 ]
 
 
