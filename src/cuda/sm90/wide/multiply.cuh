@@ -20,17 +20,24 @@ struct Multiplier {
   ptx::Ring<C::kStages> ring{};
   unsigned stored_parity = 1;  // the first tile need not wait for one before
   int in_flight = -1;          // the stage that the last wgmmas read
+  int present = 0;             // what the last stage holds
   float d[C::kTokens / 2];
 
   /// Tells every CTA of the cluster, as each may load weights into this one. The
   /// lanes that do not arrive have finished their reads, too.
   __device__ void release(int stage) const {
     __syncwarp();
-    if (lane == static_cast<int>(ptx::cluster_rank())) {
+    if (lane == 0) {
       ptx::barrier_arrive(&shared.empty[stage]);
     } else if (lane < kCluster) {
-      ptx::barrier_arrive_cluster(&shared.empty[stage], lane);
+      ptx::barrier_arrive_cluster(&shared.empty[stage], (ptx::cluster_rank() + lane) % kCluster);
     }
+  }
+
+  /// What lane 0 reads of what a stage holds. No other lane may, as racecheck follows only
+  /// the one that tells this CTA that the stage is free.
+  __device__ __forceinline__ int read(const int& of) const {
+    return __shfl_sync(~0u, lane == 0 ? of : 0, 0);
   }
 
   /// Waits for all products in flight and gives back the stage they read, if any.
@@ -63,7 +70,7 @@ struct Multiplier {
         finish();
         ptx::barrier_wait(&shared.full[stage], ring.parity);
       }
-      const int present = __shfl_sync(~0u, shared.meta[stage].present, 0);
+      present = read(shared.meta[stage].present);
       ring.advance();
       if (present >= StageMeta::kTileEnd) {
         finish();
@@ -104,8 +111,8 @@ struct Multiplier {
   }
 
   __device__ __forceinline__ void store(int stage) {
-    const int out0 = shared.meta[stage].out0[consumer];
-    const int token0 = shared.meta[stage].token0;
+    const int out0 = read(shared.meta[stage].out0[consumer]);
+    const int token0 = read(shared.meta[stage].token0);
     if (out0 < 0) {
       release(stage);
       return;
@@ -129,7 +136,7 @@ struct Multiplier {
   __device__ void loop() {
     for (;;) {
       const int stage = run();
-      if (shared.meta[stage].present == StageMeta::kAllDone) break;
+      if (present == StageMeta::kAllDone) break;
       store(stage);
     }
     ptx::barrier_wait(&shared.stored[consumer], stored_parity);
