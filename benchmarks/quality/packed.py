@@ -21,11 +21,12 @@ def train_all(
     packed: int,
     deadline: float,
 ) -> None:
-    """One after another, as long as the next one fits before the deadline, if they take alike."""
-    longest = 0.0
+    """One after another, as long as the next one may fit before the deadline: if it takes no longer
+    than the shortest so far."""
+    shortest = 0.0
     for run in runs:
         start = time.monotonic()
-        if start + longest > deadline:
+        if start + shortest > deadline:
             continue
         try:
             found = train(run, device, folder, checkpoint_every, packed=packed, deadline=deadline)
@@ -33,8 +34,8 @@ def train_all(
             traceback.print_exc()
             continue
         took = time.monotonic() - start
-        longest = max(longest, took)
         if found is not None:
+            shortest = min(shortest or took, took)
             print(f"{run.name}: {found['bits_per_byte']:.3f} in {took:.0f} s", flush=True)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planted import train
+from small_training import under
 from torch import Tensor
 
 from pytorch_block_sparse.training import (
@@ -58,6 +60,15 @@ def test_configurations_go_to_json_and_back(config: PatternConfig) -> None:
     assert PatternConfig.from_json(text) == config
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.end = 3  # type: ignore[misc]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("config", METHODS, ids=lambda config: type(config).__name__)
+def test_a_docstring_names_the_paper_and_the_storage(config: PatternConfig) -> None:
+    text = type(config).__doc__ or ""
+    assert "Storage: " in text
+    # What this package adds of its own has none.
+    assert isinstance(config, GroupGrowth) or re.search(r"arXiv:\d{4}\.\d{5}", text)
 
 
 @pytest.mark.host
@@ -298,14 +309,12 @@ def test_erk_counts() -> None:
 
     from pytorch_block_sparse import BlockSparseLinear
     from pytorch_block_sparse.density import erk_block_counts
-    from pytorch_block_sparse.training import PatternTrainer
 
     model = nn.ModuleList(
         BlockSparseLinear(size, 64, density=1.0, block_shape=16) for size in (64, 256, 512)
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     config = GradualMagnitude(update_every=1, end=4, density=0.2, density_rule="erk")
-    trainer = PatternTrainer(model, optimizer, config)
+    _, optimizer, trainer = under(config, model)
     for _ in range(4):
         optimizer.step()
         trainer.step()

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from helpers import randn
+from small_training import under
 from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear
@@ -21,8 +22,7 @@ CONFIG = L0Gates(update_every=4, end=8, density=0.25, penalty=0.5, gate_lr=0.125
 def make(config: L0Gates = CONFIG) -> tuple[BlockSparseLinear, PatternTrainer, GatedBlocks]:
     torch.manual_seed(0)
     layer = BlockSparseLinear(64, 72, block_shape=16, density=1.0, activation="gelu")
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
-    trainer = PatternTrainer(layer, optimizer, config)
+    trainer = under(config, layer).trainer
     gates = layer.weight.product
     assert isinstance(gates, GatedBlocks)
     return layer, trainer, gates
@@ -111,7 +111,5 @@ def test_the_last_update_takes_the_gates_into_the_values() -> None:
 
 
 def test_without_an_update_there_are_no_gates() -> None:
-    layer = BlockSparseLinear(64, 64, block_shape=16)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
-    PatternTrainer(layer, optimizer, L0Gates(end=99, update_every=100))
+    layer = under(L0Gates(end=99, update_every=100)).model
     assert layer.weight.product is None

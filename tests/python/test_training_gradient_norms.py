@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import ACTIVATIONS, randn
+from small_training import governed_one, small_layer, under
 from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear
 from pytorch_block_sparse._matrix_api import split_into_blocks
-from pytorch_block_sparse.training import SET, SNFS, GradualMagnitude, PatternTrainer, RigL
+from pytorch_block_sparse.training import SET, SNFS, GradualMagnitude, RigL
 from pytorch_block_sparse.training.layers import governed
 
 
@@ -43,7 +44,7 @@ def test_norms_are_those_of_the_dense_gradient(
         shape[1], shape[0], block_shape=block, density=0.4, activation=activation
     )
     plain = copy.deepcopy(layer)
-    (one,) = governed(nn.Sequential(layer), None, [])
+    one = governed_one(layer)
     # Two parts of an accumulated batch, of another number of tokens each.
     xs = [randn(tokens, shape[1], dtype=torch.float32, seed=tokens) for tokens in (7, 12)]
     factors = [randn(len(x), shape[0], dtype=torch.float32, seed=len(x) + 50) for x in xs]
@@ -66,8 +67,8 @@ def test_norms_are_those_of_the_dense_gradient(
 
 
 def test_an_activation_in_place_may_follow() -> None:
-    layer = BlockSparseLinear(64, 64, block_shape=16)
-    model = nn.Sequential(layer, nn.ReLU(inplace=True), BlockSparseLinear(64, 64, block_shape=16))
+    layer = small_layer()
+    model = nn.Sequential(layer, nn.ReLU(inplace=True), small_layer())
     layers = governed(model, None, [])
     for one in layers:
         one.watch_gradient()
@@ -84,8 +85,8 @@ def test_an_activation_in_place_may_follow() -> None:
 
 @pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16])
 def test_under_autocast(inputs: torch.dtype) -> None:
-    layer = BlockSparseLinear(64, 64, block_shape=16)
-    (one,) = governed(nn.Sequential(layer), None, [])
+    layer = small_layer()
+    one = governed_one(layer)
     one.watch_gradient()
     x = randn(32, 64, dtype=inputs)
     device = torch.get_default_device().type
@@ -100,8 +101,8 @@ def test_under_autocast(inputs: torch.dtype) -> None:
 
 
 def test_without_gradients_nothing_is_seen() -> None:
-    layer = BlockSparseLinear(64, 64, block_shape=16)
-    (one,) = governed(nn.Sequential(layer), None, [])
+    layer = small_layer()
+    one = governed_one(layer)
     one.watch_gradient()
     with torch.no_grad():
         layer(randn(4, 64, dtype=torch.float32))
@@ -109,8 +110,8 @@ def test_without_gradients_nothing_is_seen() -> None:
 
 
 def test_copies_of_a_watched_model_are_not_watched() -> None:
-    layer = BlockSparseLinear(64, 64, block_shape=16)
-    (one,) = governed(nn.Sequential(layer), None, [])
+    layer = small_layer()
+    one = governed_one(layer)
     one.watch_gradient()
     assert layer.weight.product is not None
     assert copy.deepcopy(layer).weight.product is None
@@ -130,9 +131,7 @@ def test_copies_of_a_watched_model_are_not_watched() -> None:
 def test_norms_are_computed_at_the_steps_that_need_them(
     config: Any, expected: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = nn.Sequential(BlockSparseLinear(64, 64, block_shape=16))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    trainer = PatternTrainer(model, optimizer, config)
+    model, optimizer, trainer = under(config)
     calls = []
     from pytorch_block_sparse.training import gradient_norms
 
@@ -155,9 +154,7 @@ def test_norms_are_computed_at_the_steps_that_need_them(
 
 def test_a_replayed_step_is_noticed() -> None:
     """As from a captured CUDA graph, in which nothing of the layer runs."""
-    model = nn.Sequential(BlockSparseLinear(64, 64, block_shape=16))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    trainer = PatternTrainer(model, optimizer, RigL(update_every=1, end=9))
+    _, optimizer, trainer = under(RigL(update_every=1, end=9))
     optimizer.step()
     with pytest.raises(RuntimeError, match="no backward went through any of 1 block-sparse"):
         trainer.step()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from planted import Heads, batch
+from small_training import under
 from torch import Tensor, nn
 
 from pytorch_block_sparse.training import (
@@ -130,6 +131,4 @@ def test_listeners_hear_of_updates_alone() -> None:
     heard = []
     train(lambda update, layers: heard.append(update.step), steps=5)
     assert heard == [2, 4]
-    model = Heads((0.2,), seed=1)
-    trainer = PatternTrainer(model, torch.optim.SGD(model.parameters(), lr=0.1), SET(end=9))
-    assert trainer.step() is None
+    assert under(SET(end=9)).trainer.step() is None

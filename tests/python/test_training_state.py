@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import randn
+from small_training import small_layer, under
 from torch import Tensor, nn
 
 from pytorch_block_sparse import BlockSparseLinear, BlockSparseMatrix
@@ -197,7 +198,7 @@ class Flat(torch.optim.SGD):
     ],
 )
 def test_state_that_cannot_follow_is_refused(make: Any, message: str) -> None:
-    model = BlockSparseLinear(64, 64, block_shape=16)
+    model = small_layer()
     optimizer = make(model.parameters(), lr=0.1)
     trainer = PatternTrainer(model, optimizer, SET(update_every=1, end=9))
     before = model.weight.block_mask_build()
@@ -209,7 +210,7 @@ def test_state_that_cannot_follow_is_refused(make: Any, message: str) -> None:
 
 
 def test_muon_and_lbfgs_are_refused() -> None:
-    model = BlockSparseLinear(64, 64, block_shape=16)
+    model = small_layer()
     with pytest.raises(TypeError, match="LBFGS keeps a history of all parameters as one"):
         PatternTrainer(model, torch.optim.LBFGS(model.parameters()), SET(end=9))
     if hasattr(torch.optim, "Muon"):
@@ -256,9 +257,8 @@ def test_the_forward_uses_the_best_blocks_and_all_get_a_gradient() -> None:
     model = nn.Sequential(BlockSparseLinear(64, 72, block_shape=16, activation="gelu")).double()
     (matrix,) = matrices(model)
     average = copy.deepcopy(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = PatternTrainer(
-        model, optimizer, TopKAST(update_every=2, end=8, forward=0.5), copies=[average]
+    _, optimizer, trainer = under(
+        TopKAST(update_every=2, end=8, forward=0.5), model, copies=[average]
     )
     bias: Any = model[0].bias
     for step in range(10):
@@ -354,11 +354,8 @@ def test_the_seed_decides() -> None:
 
 
 def test_state_of_another_model_or_method() -> None:
-    model, other = Net(), nn.Sequential(BlockSparseLinear(64, 64, block_shape=16))
-    trainers = [
-        PatternTrainer(m, torch.optim.SGD(m.parameters(), lr=0.1), SET(end=end))
-        for m, end in ((model, 9), (other, 9), (model, 11))
-    ]
+    model, other = Net(), nn.Sequential(small_layer())
+    trainers = [under(SET(end=end), m).trainer for m, end in ((model, 9), (other, 9), (model, 11))]
     with pytest.raises(ValueError, match="the state is of other layers: 0, first, second are on"):
         trainers[1].load_state_dict(trainers[0].state_dict())
     with pytest.warns(UserWarning, match='goes on with .*"end": 11'):
@@ -429,9 +426,7 @@ def test_several_optimizers() -> None:
 
 
 def test_only_steps_of_the_optimizer_count() -> None:
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = PatternTrainer(model, optimizer, SET(update_every=1, end=999))
+    _, optimizer, trainer = under(SET(update_every=1, end=999))
     for _ in range(99):
         assert trainer.step() is None
     with pytest.warns(UserWarning, match="called 100 times and its optimizer has not stepped"):
@@ -442,9 +437,7 @@ def test_only_steps_of_the_optimizer_count() -> None:
 
 
 def test_a_score_without_gradients() -> None:
-    model = Net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = PatternTrainer(model, optimizer, MovementPruning(update_every=1, end=9))
+    model, optimizer, trainer = under(MovementPruning(update_every=1, end=9), Net())
     backward(model, 0)
     optimizer.step()
     optimizer.zero_grad()
