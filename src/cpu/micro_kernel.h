@@ -50,8 +50,9 @@ template <class V, int rows, int vectors, class ElementOfA>
   for (int j = 0; j < vectors; ++j) row[j] = V::load(b + j * V::lanes);
 #pragma GCC unroll 32
   for (int m = 0; m < rows; ++m) {
-    if constexpr (vectors == 1) {
-      V::accumulate(c[m][0], a(m), row[0]);
+    if constexpr (vectors == 1 || V::broadcasts_operands) {
+#pragma GCC unroll 12
+      for (int j = 0; j < vectors; ++j) V::accumulate(c[m][j], a(m), row[j]);
     } else {
       const typename V::Float x = V::broadcast(a(m));
 #pragma GCC unroll 12

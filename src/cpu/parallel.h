@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -16,19 +17,24 @@ namespace block_sparse::cpu {
 constexpr std::int64_t serial_work = std::int64_t{1} << 19;
 
 /// Calls body(task, scratch) for each task, `scratch_bytes` of the running
-/// thread's own scratch in hand. A missing one ends in a status instead of an
-/// exception, which a foreign thread pool might not carry.
+/// thread's own scratch in hand. Each thread begins with the task of its number, so that it finds
+/// in its caches what it had in the last call; then whoever is free takes the next one, since
+/// neither shared cores are equally fast nor tasks equally long. A missing scratch ends in a status
+/// instead of an exception, which a foreign thread pool might not carry.
 template <class Body>
 Status run_tasks(const Executor& executor, std::int64_t tasks, std::size_t scratch_bytes,
                  const Body& body) {
   std::atomic<bool> out_of_memory{false};
-  executor.parallel_for(tasks, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t threads = std::min<std::int64_t>(executor.concurrency(), tasks);
+  std::atomic<std::int64_t> next{threads};
+  executor.parallel_for(threads, [&](std::int64_t begin, std::int64_t end) {
     void* scratch = thread_scratch(ScratchUse::kernel, scratch_bytes);
     if (scratch == nullptr) {
       out_of_memory.store(true, std::memory_order_relaxed);
       return;
     }
     for (std::int64_t task = begin; task < end; ++task) body(task, scratch);
+    for (std::int64_t task = next++; task < tasks; task = next++) body(task, scratch);
   });
   return out_of_memory.load() ? no_scratch() : Status();
 }

@@ -26,7 +26,7 @@ class Libxsmm:
 
     def __init__(self, path: Path) -> None:
         """Raises OSError where the driver at `path` cannot be loaded."""
-        self._library = ctypes.CDLL(str(path))
+        self._library = ctypes.CDLL(str(path.absolute()))
 
     def contender(self, o: Operands) -> Offer:
         """Forward and both gradients in float32."""

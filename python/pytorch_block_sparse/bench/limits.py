@@ -17,7 +17,7 @@ class Limits:
 
     def __init__(self, path: Path) -> None:
         """Raises OSError where the library at `path` cannot be loaded."""
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path.absolute()))
         self._peaks = {"float32": library.block_sparse_fma_peak}
         # Sums of float16 are formed in float32 from widened operands.
         self._peaks["float16"] = self._peaks["float32"]

@@ -15,6 +15,7 @@ namespace {
 struct Avx2 {
   using Float = __m256;
   static constexpr int lanes = 8;
+  static constexpr bool broadcasts_operands = false;  // not of FMA
   /// Accumulator tiles (rows x vectors) of the micro kernel: 12 accumulators, 2
   /// vectors and 1 broadcast of 16 registers. 12 also hide the latency of FMA (4
   /// cycles, 2 a cycle).

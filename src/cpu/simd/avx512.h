@@ -13,6 +13,10 @@ namespace {
 struct Avx512 {
   using Float = __m512;
   static constexpr int lanes = 16;
+  /// An FMA takes an element of memory for all lanes. A broadcast of its own for each two FMAs
+  /// makes half as many instructions again, and a core that looks a number of them ahead sees less
+  /// of A and B that comes from L2.
+  static constexpr bool broadcasts_operands = true;
   /// 28 accumulators, up to 2 vectors and 1 broadcast of 32 registers.
   static constexpr int rows_of_two = 14;
   static constexpr int rows_of_one = 28;

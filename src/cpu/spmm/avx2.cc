@@ -7,11 +7,10 @@
 
 namespace block_sparse::cpu::spmm {
 
-const Kernels avx2_kernels = {panel_tokens, register_costs, scratch_bytes<Avx2>, block<Avx2>,
-                              widen<Avx2>};
-const Kernels avx2_decode_kernels = {decode_tokens, register_costs, decode_scratch_bytes,
-                                     decode<Avx2>, widen<Avx2>};
-const Kernels avx2_tokens_kernels = {panel_tokens, token_costs, tokens_scratch_bytes<Avx2>,
-                                     tokens_block<Avx2>, widen<Avx2>};
+const Kernels avx2_kernels = {register_costs, scratch_bytes<Avx2>, block<Avx2>, nullptr};
+const Kernels avx2_decode_kernels = {register_costs, decode_scratch_bytes, decode<Avx2>,
+                                     widen<Avx2>};
+const Kernels avx2_tokens_kernels = {token_costs, tokens_scratch_bytes<Avx2>, tokens_block<Avx2>,
+                                     nullptr};
 
 }  // namespace block_sparse::cpu::spmm

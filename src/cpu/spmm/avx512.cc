@@ -7,11 +7,10 @@
 
 namespace block_sparse::cpu::spmm {
 
-const Kernels avx512_kernels = {panel_tokens, register_costs, scratch_bytes<Avx512>, block<Avx512>,
-                                widen<Avx512>};
-const Kernels avx512_decode_kernels = {decode_tokens, register_costs, decode_scratch_bytes,
-                                       decode<Avx512>, widen<Avx512>};
-const Kernels avx512_tokens_kernels = {panel_tokens, token_costs, tokens_scratch_bytes<Avx512>,
-                                       tokens_block<Avx512>, widen<Avx512>};
+const Kernels avx512_kernels = {register_costs, scratch_bytes<Avx512>, block<Avx512>, nullptr};
+const Kernels avx512_decode_kernels = {register_costs, decode_scratch_bytes, decode<Avx512>,
+                                       widen<Avx512>};
+const Kernels avx512_tokens_kernels = {token_costs, tokens_scratch_bytes<Avx512>,
+                                       tokens_block<Avx512>, nullptr};
 
 }  // namespace block_sparse::cpu::spmm

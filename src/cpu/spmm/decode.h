@@ -139,7 +139,7 @@ void decode_line(const Operands& op, std::int64_t line, Range tokens, DecodeScra
         args.operands = &op;
         args.line = line;
         args.values = static_cast<const T*>(op.values) + (first + o) * op.reduce_extent;
-        args.a = op.a + (tokens.begin + begin) * op.lda;
+        args.a = static_cast<const float*>(op.a) + (tokens.begin + begin) * op.lda;
         args.start = scratch.start + o;
         args.sums = scratch.sums + begin * decode_group + o;
         if (whole) {

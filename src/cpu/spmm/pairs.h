@@ -130,7 +130,7 @@ class PairsProduct {
   void multiply(std::int64_t line, std::int64_t first, std::int64_t at, Range rows) {
     const std::int64_t o = first + at;
     TileArgs args;
-    args.a = op_.a + rows.begin * op_.lda;
+    args.a = static_cast<const float*>(op_.a) + rows.begin * op_.lda;
     args.lda = op_.lda;
     args.runs = s_.runs();
     args.n_runs = n_runs_;

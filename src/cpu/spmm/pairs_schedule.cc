@@ -32,19 +32,16 @@ Status multiply(const PairsOperands& op, Range lines, std::int64_t tokens,
   Operands part = op;
   part.pointers += lines.begin;
   part.lines = lines.end - lines.begin;
-  const Plan cut = plan(part, tokens, tokens, kernels.costs, executor.concurrency());
-  const std::int64_t line_parts = cut.line_parts();
+  const Plan cut = plan(part, tokens, kernels.costs, executor.concurrency());
   const auto first_token = [&](std::int64_t i) {
     return std::min(round_up(tokens * i / cut.token_parts, kernels.costs.tile), tokens);
   };
-  return run_tasks(
-      executor, cut.token_parts * line_parts, scratch_bytes, [&](std::int64_t task, void* scratch) {
-        const auto at = static_cast<std::size_t>(task % line_parts);
-        const std::int64_t i = task / line_parts;
-        kernels.multiply(op,
-                         {lines.begin + cut.line_bounds[at], lines.begin + cut.line_bounds[at + 1]},
-                         {first_token(i), first_token(i + 1)}, scratch);
-      });
+  return run_tasks(executor, cut.pieces(), scratch_bytes, [&](std::int64_t piece, void* scratch) {
+    const Range of_part = cut.lines_of(piece);
+    const std::int64_t i = cut.token_part_of(piece);
+    kernels.multiply(op, {lines.begin + of_part.begin, lines.begin + of_part.end},
+                     {first_token(i), first_token(i + 1)}, scratch);
+  });
 }
 
 /// Lines from `first` on that are packed together.

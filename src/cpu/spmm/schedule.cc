@@ -10,13 +10,13 @@
 namespace block_sparse::cpu::spmm {
 namespace {
 
-/// 16-bit activations are widened to f32 for this many elements at a time: 8 MiB,
-/// enough work for all threads between two barriers.
-constexpr std::int64_t staged_elements = std::int64_t{1} << 21;
-
 /// Fetching an element of W takes as long as this many multiply-adds: 4 bytes at 25 GB/s, what one
 /// core of a large Xeon gets from L3, against 50 multiply-adds a nanosecond.
 constexpr std::int64_t fetching = 8;
+
+/// Pieces that a thread gets at most, so that threads which are faster or got the shorter ones take
+/// over some of the others'.
+constexpr int pieces_of_a_thread = 4;
 
 /// y for the tokens that `operands.a` holds.
 Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& kernels,
@@ -29,92 +29,78 @@ Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& ke
                        kernels.block(operands, {0, operands.lines}, {0, tokens}, scratch);
                      });
   }
-  const Plan cut = plan(operands, tokens, kernels.panel, kernels.costs, executor.concurrency());
-  const std::int64_t parts = cut.line_parts();
-  return run_tasks(executor, cut.token_parts * parts, kernels.scratch_bytes(operands),
-                   [&](std::int64_t task, void* scratch) {
-                     const auto at = static_cast<std::size_t>(task % parts);
-                     const std::int64_t part = task / parts;
+  const Plan cut = plan(operands, tokens, kernels.costs, executor.concurrency());
+  return run_tasks(executor, cut.pieces(), kernels.scratch_bytes(operands),
+                   [&](std::int64_t piece, void* scratch) {
+                     const std::int64_t part = cut.token_part_of(piece);
                      kernels.block(
-                         operands, {cut.line_bounds[at], cut.line_bounds[at + 1]},
+                         operands, cut.lines_of(piece),
                          {tokens * part / cut.token_parts, tokens * (part + 1) / cut.token_parts},
                          scratch);
                    });
 }
 
-/// a (tokens, reduced) of a 16-bit type becomes f32, `width` apart.
-void widen(const char* a, std::int64_t lda, std::int64_t tokens, const Operands& operands,
-           float* out, std::int64_t width, const Kernels& kernels, const Executor& executor) {
-  const std::size_t row_bytes = static_cast<std::size_t>(lda) * size_of(operands.dtype);
-  const auto rows = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      kernels.widen(a + static_cast<std::size_t>(t) * row_bytes, operands.dtype, operands.reduced,
-                    out + t * width);
-    }
-  };
-  const bool small = tokens * operands.reduced < serial_work / 4;
-  (small ? serial_executor() : executor).parallel_for(tokens, rows);
-}
-
-/// Widens `a` (tokens, reduced) where needed, then multiplies.
+/// Widens `a` (tokens, reduced) where that is needed, then multiplies.
 Status run(Operands operands, const void* a, std::int64_t lda, std::int64_t tokens,
            const Kernels& kernels, const Executor& executor) {
   if (tokens == 0 || operands.outputs == 0) return {};
+  operands.a = a;
   operands.lda = lda;
-  if (operands.dtype == DataType::f32) {
-    operands.a = static_cast<const float*>(a);
+  if (operands.dtype == DataType::f32 || kernels.widen == nullptr) {
     return multiply(operands, tokens, kernels, executor);
   }
   const std::int64_t width = std::max<std::int64_t>((operands.reduced + 15) / 16 * 16, 16);
-  const std::int64_t step =
-      std::min(tokens, std::max<std::int64_t>(kernels.panel, staged_elements / width));
-  float* staged = static_cast<float*>(
-      thread_scratch(ScratchUse::staging, static_cast<std::size_t>(step * width) * sizeof(float)));
-  if (staged == nullptr) return no_scratch();
-  operands.a = staged;
-  operands.lda = width;
-  const std::size_t element = size_of(operands.dtype);
-  for (std::int64_t first = 0; first < tokens; first += step) {
-    const std::int64_t count = std::min(step, tokens - first);
-    const char* rows =
-        static_cast<const char*>(a) + static_cast<std::size_t>(first * lda) * element;
-    widen(rows, lda, count, operands, staged, width, kernels, executor);
-    if (Status status = multiply(operands, count, kernels, executor); !status.ok()) return status;
-    const std::size_t written = static_cast<std::size_t>(count * operands.ldy) * element;
-    operands.y = static_cast<char*>(operands.y) + written;
-    if (operands.preactivation != nullptr) {
-      operands.preactivation = static_cast<char*>(operands.preactivation) + written;
-    }
+  auto* const widened = static_cast<float*>(thread_scratch(
+      ScratchUse::staging, static_cast<std::size_t>(tokens * width) * sizeof(float)));
+  if (widened == nullptr) return no_scratch();
+  const std::size_t row_bytes = static_cast<std::size_t>(lda) * size_of(operands.dtype);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    kernels.widen(static_cast<const char*>(a) + static_cast<std::size_t>(t) * row_bytes,
+                  operands.dtype, operands.reduced, widened + t * width);
   }
-  return {};
+  operands.a = widened;
+  operands.lda = width;
+  return multiply(operands, tokens, kernels, executor);
 }
 
 }  // namespace
 
-Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, const Costs& costs,
-          int threads) {
+Plan plan(const Operands& operands, std::int64_t tokens, const Costs& costs, int threads) {
   const std::int32_t* const pointers = operands.pointers;
+  const auto block = static_cast<double>(operands.line_extent * operands.reduce_extent);
   // Of a token, in uses of an element of each block.
-  const double packing_token = costs.packing_a * static_cast<double>(operands.reduced) /
-                               static_cast<double>(operands.line_extent * operands.reduce_extent);
+  const double packing_token = costs.packing_a * static_cast<double>(operands.reduced) / block;
+  const auto blocks_of = [&](Range lines) { return pointers[lines.end] - pointers[lines.begin]; };
+  const auto all_blocks = static_cast<double>(blocks_of({0, operands.lines}));
   Plan best;
-  for (int token_parts = 1; token_parts <= threads; ++token_parts) {
-    if (threads % token_parts != 0) continue;
-    Plan cut;
-    cut.token_parts = std::min<std::int64_t>(token_parts, tokens);
-    cut.line_bounds = partition_by_blocks(pointers, operands.lines, threads / token_parts);
-    std::int64_t most_blocks = 0;
-    for (std::size_t i = 0; i + 1 < cut.line_bounds.size(); ++i) {
-      most_blocks = std::max<std::int64_t>(
-          most_blocks, pointers[cut.line_bounds[i + 1]] - pointers[cut.line_bounds[i]]);
+  const std::int64_t most_parts = std::min<std::int64_t>(tokens, pieces_of_a_thread * threads);
+  for (std::int64_t token_parts = 1; token_parts <= most_parts; token_parts *= 2) {
+    for (int pieces = 1; pieces <= pieces_of_a_thread; pieces *= 2) {
+      Plan cut;
+      cut.token_parts = token_parts;
+      const std::vector<std::int64_t> bounds =
+          partition_by_blocks(pointers, operands.lines,
+                              static_cast<int>((pieces * threads + token_parts - 1) / token_parts));
+      std::int32_t most_blocks = 0;
+      for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
+        const Range lines{bounds[i], bounds[i + 1]};
+        if (lines.begin == lines.end) continue;
+        cut.line_parts.push_back(lines);
+        most_blocks = std::max(most_blocks, blocks_of(lines));
+      }
+      const std::int64_t part = (tokens + token_parts - 1) / token_parts;
+      const double of_a_block = static_cast<double>(std::max(part, costs.tile)) + costs.packing;
+      const double of_a_piece = packing_token * static_cast<double>(part) + costs.piece / block;
+      const double longest = most_blocks * of_a_block + of_a_piece;
+      const double all = static_cast<double>(token_parts) * all_blocks * of_a_block +
+                         static_cast<double>(cut.pieces()) * of_a_piece;
+      // Threads are done at different times, a fraction of a piece apart.
+      cut.cost = std::max(all / threads, longest) + longest / 4;
+      if (best.line_parts.empty() || cut.cost < best.cost) best = std::move(cut);
     }
-    const std::int64_t part = (tokens + cut.token_parts - 1) / cut.token_parts;
-    const auto panels = static_cast<double>((part + panel - 1) / panel);
-    cut.cost = static_cast<double>(most_blocks) *
-                   (static_cast<double>(std::max(part, costs.tile)) + costs.packing * panels) +
-               packing_token * static_cast<double>(part);
-    if (token_parts == 1 || cut.cost < best.cost) best = std::move(cut);
   }
+  std::stable_sort(best.line_parts.begin(), best.line_parts.end(),
+                   [&](Range a, Range b) { return blocks_of(a) > blocks_of(b); });
   return best;
 }
 

@@ -10,20 +10,22 @@
 
 namespace block_sparse::cpu::spmm {
 
-/// How a product is cut for several threads: into token_parts x (boundaries of
-/// lines - 1) pieces, tokens outermost.
+/// How a product is cut for several threads, which take one piece after another: each part of the
+/// lines, those with most blocks first, for each part of the tokens.
 struct Plan {
   std::int64_t token_parts = 1;
-  std::vector<std::int64_t> line_bounds;
-  double cost = 0;  // estimated cycles of the slowest thread, per element of a block
+  std::vector<Range> line_parts;
+  double cost = 0;  // estimated time of all threads together, in uses of an element of each block
 
-  std::int64_t line_parts() const { return static_cast<std::int64_t>(line_bounds.size()) - 1; }
+  std::int64_t pieces() const { return token_parts * static_cast<std::int64_t>(line_parts.size()); }
+  Range lines_of(std::int64_t piece) const {
+    return line_parts[static_cast<std::size_t>(piece / token_parts)];
+  }
+  std::int64_t token_part_of(std::int64_t piece) const { return piece % token_parts; }
 };
 
-/// The cut with the least estimated time on `threads` threads. W is packed for every `panel`
-/// tokens.
-Plan plan(const Operands& operands, std::int64_t tokens, std::int64_t panel, const Costs& costs,
-          int threads);
+/// The cut with the least estimated time on `threads` threads.
+Plan plan(const Operands& operands, std::int64_t tokens, const Costs& costs, int threads);
 
 /// All but A.
 Operands operands_of(const ForwardArgs& args);

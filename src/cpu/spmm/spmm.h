@@ -29,8 +29,9 @@ struct Operands {
   DataType dtype;  // of values, bias, preactivation, y
   const void* values;
 
-  /// (tokens, reduced), `lda` words apart: floats, or pairs of bf16 as PairsKernels stage them.
-  const float* a;
+  /// (tokens, reduced), `lda` elements apart: of `dtype`, or floats if Kernels::widen makes them;
+  /// words as PairsKernels stage them.
+  const void* a;
   std::int64_t lda;
 
   const void* bias;  // (outputs), or null
@@ -55,20 +56,22 @@ struct Costs {
   double packing;     // of an element of W, in tokens for which it is used
   double packing_a;   // of an element of A, in outputs for which it is used
   std::int64_t tile;  // tokens of a tile: fewer take as long
+  /// Of another piece for a thread, in multiply-adds: 10 microseconds, since its part of W and y is
+  /// likely in the caches of another core.
+  double piece;
 };
-constexpr Costs register_costs = {4, 3, 6};
-constexpr Costs token_costs = {0, 8, 16};  // A is transposed, W stays where it is
+constexpr Costs register_costs = {4, 3, 6, 5e5};
+constexpr Costs token_costs = {0, 8, 16, 5e5};  // A is transposed, W stays where it is
 
 /// What one instruction set offers.
 struct Kernels {
-  /// Tokens for which a packed piece of W is used before it is packed again.
-  std::int64_t panel;
   Costs costs;
   /// Bytes of scratch, aligned to 64, that `block` works in.
   std::size_t (*scratch_bytes)(const Operands& operands);
   /// y for these lines and tokens.
   void (*block)(const Operands& operands, Range lines, Range tokens, void* scratch);
-  /// n elements of bf16 or f16 as f32; out holds n rounded up to 16.
+  /// n elements of bf16 or f16 as f32; out holds n rounded up to 16. Null if `block` takes A as it
+  /// is.
   void (*widen)(const void* in, DataType dtype, std::int64_t n, float* out);
 };
 

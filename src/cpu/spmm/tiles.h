@@ -22,8 +22,6 @@ constexpr std::int64_t packed_a = 64 * 1024;
 /// W that is packed at a time: 4 MiB. It streams through the caches once for each packed part of
 /// A; the larger it is, the less often A is packed again.
 constexpr std::int64_t packed_w = 1024 * 1024;
-/// 16-bit A is widened for this many tokens at least, for each of which W is packed again.
-constexpr std::int64_t panel_tokens = 1024;
 /// Blocks that are listed at a time, where W is not packed.
 constexpr std::int64_t listed_blocks = 64 * 1024;
 
@@ -122,7 +120,7 @@ class Multiplication {
       const std::int64_t height = part.end - part.begin;
       float* const out = a_ + (part.begin - first) * blocking_.depth;
       for (std::int64_t m = 0; m < height; ++m) {
-        const float* from = op_.a + (tokens_.begin + part.begin + m) * op_.lda;
+        const T* from = static_cast<const T*>(op_.a) + (tokens_.begin + part.begin + m) * op_.lda;
         float* to = out + m * chunk;
         std::int64_t k = 0;
         for (; k + chunk <= op_.reduced; k += chunk) {
@@ -131,7 +129,11 @@ class Multiplication {
             V::store(to + k * height + i, V::load(from + k + i));
           }
         }
-        for (std::int64_t i = 0; k + i < op_.reduced; ++i) to[k * height + i] = from[k + i];
+        // There is room for whole vectors in the last chunk, and nobody reads what is behind.
+        for (std::int64_t i = 0; k + i < op_.reduced; i += V::lanes) {
+          const auto left = static_cast<int>(smaller(op_.reduced - k - i, V::lanes));
+          V::store(to + k * height + i, V::load_part(from + k + i, left));
+        }
       }
     }
   }

@@ -91,8 +91,9 @@ class TokensProduct {
     for (std::int64_t first = tokens_.begin; first < tokens_.end; first += step) {
       const Range part{first, smaller(first + step, tokens_.end)};
       for_each_strip(part, [&](Range strip) {
-        pack_transposed(op_.a + strip.begin * op_.lda, op_.lda, strip.end - strip.begin,
-                        op_.reduced, shape_.width, packed(strip.begin - first));
+        pack_transposed(static_cast<const float*>(op_.a) + strip.begin * op_.lda, op_.lda,
+                        strip.end - strip.begin, op_.reduced, shape_.width,
+                        packed(strip.begin - first));
       });
       for (std::int64_t line = lines.begin; line < lines.end; line += shape_.lines) {
         const Range group{line, smaller(line + shape_.lines, lines.end)};
