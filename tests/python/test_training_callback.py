@@ -105,14 +105,17 @@ def test_resumes_to_the_same_patterns_and_losses(
 def test_accumulated_gradients_count_as_one_step(tmp_path: Path) -> None:
     """As a plain loop does it: an update after so many steps of the optimizer, with the norms of
     all parts of the batch."""
-    callback = PatternTrainerCallback(RigL(update_every=2, end=5))
+    heard: list[int] = []
+    callback = PatternTrainerCallback(
+        RigL(update_every=2, end=5), listeners=[lambda update, layers: heard.append(update.step)]
+    )
     options = {"gradient_accumulation_steps": 2, "max_steps": 5, "lr_scheduler_type": "constant"}
     run = trainer(model(), callback, tmp_path, **options, max_grad_norm=0.0)
     seen: list[Any] = []
     run.data_collator = _recorded(run.data_collator, seen)
     run.train()
     assert callback.trainer is not None
-    assert [update.step for update in callback.trainer.history] == [2, 4]
+    assert [update.step for update in callback.trainer.history] == heard == [2, 4]
     assert callback.trainer.steps == 5
 
     plain = model()

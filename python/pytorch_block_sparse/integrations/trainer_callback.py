@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..training.config import PatternConfig
-from ..training.listeners import Listener
 from ..training.trainer import PatternTrainer
 
 
@@ -27,14 +25,14 @@ class PatternTrainerCallback(TrainerCallback, ExportableState):
 
     Args:
         config: a method, or the JSON of one.
-        listeners: of the `PatternTrainer`.
+        options: of the `PatternTrainer`, such as `listeners`.
 
     Attributes:
         trainer: the `PatternTrainer`, once training has begun; its `history` says what changed.
     """
 
-    def __init__(self, config: PatternConfig | str, *, listeners: Iterable[Listener] = ()) -> None:
-        self.listeners = list(listeners)
+    def __init__(self, config: PatternConfig | str, **options: Any) -> None:
+        self.options = options
         self.config = PatternConfig.from_json(config) if isinstance(config, str) else config
         self.trainer: PatternTrainer | None = None
 
@@ -46,7 +44,7 @@ class PatternTrainerCallback(TrainerCallback, ExportableState):
             optimizer,
             self.config,
             scaler=getattr(optimizer, "scaler", None),
-            listeners=self.listeners,
+            **self.options,
         )
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if saved is not None:

@@ -16,6 +16,7 @@ from .._validation import describe, is_distributed
 from . import distributed, gates
 from .config import PatternConfig
 from .layers import governed, look_at, owners_of
+from .learning_rates import DensityRates
 from .listeners import Listener
 from .methods import SNFS, L0Gates, TopKAST
 from .planning import growth_scores, plan
@@ -48,6 +49,8 @@ class PatternTrainer:
         config: the method, one of `training.methods`.
         modules: the layers that are governed, or what contains them; None leaves it to
             `config.layers`, which must match in any case.
+        lr_power: lets values learn at the rate of their group times density^-lr_power, whatever
+            the density is by then; see `parameter_groups`.
         scaler: the `torch.amp.GradScaler` of the loss, if there is one. A step that it skips is
             none for the pattern either.
         copies: models that are averages of this one (EMA, SWA), to be kept alike in pattern.
@@ -74,6 +77,7 @@ class PatternTrainer:
         config: PatternConfig,
         *,
         modules: Iterable[nn.Module] | None = None,
+        lr_power: float = 0.0,
         scaler: Any = None,
         copies: Iterable[nn.Module] = (),
         listeners: Iterable[Listener] = (),
@@ -92,6 +96,8 @@ class PatternTrainer:
         self._group = distributed.group_of(values) if process_group is None else process_group
         if self._resizes:
             _refuse_resize(values)
+        if lr_power:
+            DensityRates(self._optimizers, self.layers, lr_power)
         self._watch = StepWatch(self._optimizers, scaler)
         self._listeners = list(listeners) if distributed.is_first(self._group) else []
         self._generator = torch.Generator(device="cpu").manual_seed(config.seed)
