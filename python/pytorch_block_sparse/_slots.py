@@ -51,6 +51,7 @@ class SlotStorage(BlockMatrix):
     _pattern: str | Tensor
     _n_blocks: int
     _ready: bool
+    _is_packed = False  # `packed_index` holds the index
 
     def _register(self, values: Tensor, crow: Tensor, col: Tensor, ids: Tensor) -> None:
         """Takes tensors as they are, without a copy, as parameter and buffers."""
@@ -112,14 +113,14 @@ class SlotStorage(BlockMatrix):
 
     @property
     def operands(self) -> list[Tensor]:
-        """The index as the operators take it in the shortest time: on the CPU in one tensor, since
-        each more costs 0.15 µs a call, and as much again to be kept for the backward.
+        """The index as the operators take it in the shortest time: in one tensor, since each more
+        costs 0.15 µs a call, and as much again to be kept for the backward.
 
         Raises:
             RuntimeError: if no pattern is set.
         """
         packed: Any = self._buffers["packed_index"]
-        return [packed] if self._ready and packed.is_cpu else self.index
+        return [packed] if self._ready and self._is_packed else self.index
 
     def _require_pattern(self) -> None:
         if not self._ready:
@@ -179,7 +180,8 @@ class SlotStorage(BlockMatrix):
             plan = torch.ops.block_sparse.pattern_plan(index, *self.shape, *self.block_shape)
         self._buffers["plan"] = _written(self.plan, plan, device)
         packed = plan.new_zeros(0)
-        if device.type == "cpu":
+        self._is_packed = _library.has_backend(device)
+        if self._is_packed:
             packed = packed_index_of([self.get_buffer(name) for name in _INDEX])
         self._buffers["packed_index"] = _written(self.packed_index, packed, device)
 

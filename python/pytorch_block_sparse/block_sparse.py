@@ -41,8 +41,8 @@ class BlockSparseMatrix(SlotStorage):
     - `crow_indices` (R + 1), `col_indices` (slots), `block_ids` (slots), int32 buffers: the
       pattern, in block compressed sparse rows (BSR). Saved.
     - `ccol_indices`, `row_indices`, `t_block_ids`, `plan`: the same by columns, and tables of a
-      backend; `packed_index`, on the CPU, all of the index once more, in one tensor, which is what
-      the operators read there. Derived by `refresh`, not saved.
+      backend; `packed_index`, all of the index once more, in one tensor, which is what the
+      operators read. Derived by `refresh`, not saved.
 
     A matrix may have no pattern yet: on the meta device, after `to_empty`, or from
     `torch.nn.utils.skip_init`. Products then refuse in a sentence until `reset_parameters` draws a

@@ -32,6 +32,8 @@ _OPERATORS = (
     "linear_weight_grad",
     "linear_weight_grad_accumulate_",
     "linear_backward",
+    "_linear",
+    "_linear_backward",
     "block_norms",
     "pattern_check",
     "pattern_transpose",
@@ -77,7 +79,7 @@ def _check_dtypes(**tensors: Tensor | None) -> None:
 
 
 @_register_fake("block_sparse::linear")
-def _(
+def _fake_linear(
     x: Tensor,
     values: Tensor,
     index: Sequence[Tensor],
@@ -149,7 +151,7 @@ def _(
 
 
 @_register_fake("block_sparse::linear_backward")
-def _(
+def _fake_linear_backward(
     grad: Tensor,
     x: Tensor,
     values: Tensor,
@@ -166,6 +168,24 @@ def _(
         values.new_empty(values.shape, dtype=out_dtype or grad.dtype),
         grad.new_empty((grad.shape[-1],), dtype=out_dtype) if bias else None,
     )
+
+
+@_register_fake("block_sparse::_linear")
+def _(x: Tensor, values: Tensor, packed_index: Tensor, *others: Any) -> Tensor:
+    return _fake_linear(x, values, [packed_index], *others)
+
+
+@_register_fake("block_sparse::_linear_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    values: Tensor,
+    packed_index: Tensor,
+    input: bool,
+    bias: bool,
+    allow_tf32: bool = False,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    return _fake_linear_backward(grad, x, values, [packed_index], input, bias)
 
 
 @_register_fake("block_sparse::block_norms")
@@ -344,6 +364,9 @@ _implementations.impl(
 _implementations.impl("linear_weight_grad_accumulate_", _accumulate_kernel, "Autograd")
 for _key in ("Autograd", "FuncTorchDynamicLayerFrontMode"):
     _implementations.impl("linear_backward", _backward_kernel, _key)
+# What layers call once they have seen to autograd: no key of it stops these on their way.
+for _name in ("_linear", "_linear_backward"):
+    _implementations.impl(_name, torch.library.fallthrough_kernel, "Autograd")
 for _key, _device_type in _AUTOCAST.items():
     for _name in ("linear_input_grad", "linear_weight_grad", "linear_backward", "block_norms"):
         _implementations.impl(_name, _autocast(_name, _device_type), _key)

@@ -289,5 +289,7 @@ def packed_index_of(index: list[Tensor]) -> Tensor:
     """The seven index tensors in one, as the operators read it: each but the last is filled up to a
     multiple of 32 elements."""
     *parts, plan = index
-    padded = [torch.nn.functional.pad(part, (0, -len(part) % 32)) for part in parts]
-    return torch.cat([*padded, plan])
+    zeros = plan.new_zeros(32)
+    return torch.cat(
+        [*(piece for part in parts for piece in (part, zeros[: -len(part) % 32])), plan]
+    )

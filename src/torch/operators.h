@@ -94,6 +94,12 @@ struct Operators {
     return forward_with(x, values, index, bias, out_features, activation, allow_tf32, false).first;
   }
 
+  static Tensor linear_packed(const Tensor& x, const Tensor& values, const Tensor& packed_index,
+                              const std::optional<Tensor>& bias, std::int64_t out_features,
+                              std::string_view activation, bool allow_tf32) {
+    return linear(x, values, {packed_index}, bias, out_features, activation, allow_tf32);
+  }
+
   static std::tuple<Tensor, Tensor> linear_preactivation(const Tensor& x, const Tensor& values,
                                                          const std::vector<Tensor>& index,
                                                          const std::optional<Tensor>& bias,
@@ -209,6 +215,12 @@ struct Operators {
     return {dx, dvalues, bias ? backend.sum_of_rows(grad_rows, out_type) : undefined()};
   }
 
+  static std::tuple<Tensor, Tensor, Tensor> linear_backward_packed(
+      const Tensor& grad, const Tensor& x, const Tensor& values, const Tensor& packed_index,
+      bool input, bool bias, bool allow_tf32) {
+    return linear_backward(grad, x, values, {packed_index}, input, bias, std::nullopt, allow_tf32);
+  }
+
   static void linear_weight_grad_accumulate(const Tensor& accumulator, const Tensor& grad,
                                             const Tensor& x, const std::vector<Tensor>& index,
                                             bool allow_tf32) {
@@ -253,6 +265,8 @@ struct Operators {
     m.impl("linear_weight_grad", TORCH_BOX(&linear_weight_grad));
     m.impl("linear_weight_grad_accumulate_", TORCH_BOX(&linear_weight_grad_accumulate));
     m.impl("linear_backward", TORCH_BOX(&linear_backward));
+    m.impl("_linear", TORCH_BOX(&linear_packed));
+    m.impl("_linear_backward", TORCH_BOX(&linear_backward_packed));
     m.impl("block_norms", TORCH_BOX(&block_norms));
   }
 };

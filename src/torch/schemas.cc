@@ -26,6 +26,12 @@ STABLE_TORCH_LIBRARY(block_sparse, m) {
       "bool bias=True, ScalarType? out_dtype=None, bool allow_tf32=False) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
+      "_linear(Tensor x, Tensor values, Tensor packed_index, Tensor? bias, SymInt out_features, "
+      "str activation=\"none\", bool allow_tf32=False) -> Tensor");
+  m.def(
+      "_linear_backward(Tensor grad, Tensor x, Tensor values, Tensor packed_index, bool input, "
+      "bool bias, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "block_norms(Tensor grad, Tensor x, SymInt block_height, SymInt block_width, "
       "bool allow_tf32=False) -> Tensor");
   m.def(

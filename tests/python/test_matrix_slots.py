@@ -44,12 +44,8 @@ def check_works(matrix: BlockSparseMatrix) -> None:
 def check_index_is(matrix: BlockSparseMatrix) -> None:
     """`index` is the buffers of these names; the derived ones are up to date."""
     assert all(a is b for a, b in zip(matrix.index, map(matrix.get_buffer, INDEX), strict=True))
-    if matrix.device.type == "cpu":
-        assert matrix.operands[0] is matrix.packed_index
-        assert torch.equal(matrix.packed_index, packed(matrix.index)[0])
-    else:
-        assert matrix.packed_index.numel() == 0
-        assert all(a is b for a, b in zip(matrix.operands, matrix.index, strict=True))
+    assert matrix.operands[0] is matrix.packed_index
+    assert torch.equal(matrix.packed_index, packed(matrix.index)[0])
     crow, col, ids, ccol, row, t_ids, _ = matrix.index
     transposed = torch.ops.block_sparse.pattern_transpose(crow, col, ids, len(ccol) - 1)
     for tensor, expected in zip((ccol, row, t_ids), transposed, strict=True):

@@ -288,6 +288,24 @@ def test_index_in_one_tensor(device, geometry):
         lambda index: ops.linear_backward(grad, x, values, index),
     ):
         torch.testing.assert_close(call(one), call(index), rtol=0, atol=0)
+    bias = randn(out, dtype=torch.float32, device=device, seed=3)
+    with torch._C._AutoDispatchBelowAutograd():  # where sums over tokens are the operator's own
+        for past_autograd, expected in (
+            (ops._linear(x, values, *one, bias, out), ops.linear(x, values, one, bias, out)),
+            (
+                ops._linear(x, values, *one, None, out, "gelu", True),
+                ops.linear(x, values, one, None, out, "gelu", True),
+            ),
+            (
+                ops._linear_backward(grad, x, values, *one, True, True),
+                ops.linear_backward(grad, x, values, one),
+            ),
+            (
+                ops._linear_backward(grad, x, values, *one, False, False, True)[1],
+                ops.linear_backward(grad, x, values, one, False, False, None, True)[1],
+            ),
+        ):
+            torch.testing.assert_close(past_autograd, expected, rtol=0, atol=0)
     short = one[0][: one[0].numel() - index[-1].numel() - 1]
     with pytest.raises(RuntimeError, match=r"index has shape .* expected at least \d+ elements"):
         ops.linear(x, values, [short], None, out)
@@ -318,6 +336,8 @@ def test_opcheck(device, dtype, requires_grad):
         (ops.linear_weight_grad, (grad, x, index, *slots, torch.float32)),
         (ops.linear_backward, (grad, x, values, index)),
         (ops.linear_backward, (grad, x, values, index, False, False, torch.float32)),
+        (ops._linear, (x.detach(), values.detach(), *packed(index), None, 48)),
+        (ops._linear_backward, (grad.detach(), x.detach(), values.detach(), *packed(index), 1, 0)),
         (ops.block_norms, (grad, x, 16, 16)),
         (ops.pattern_check, (*index[:3], slots[0], 4)),
         (ops.pattern_transpose, (*index[:3], 4)),
@@ -343,6 +363,10 @@ def test_meta_device():
     assert (dx.shape, dx.dtype) == ((2, 3, 64), torch.bfloat16)
     assert (dvalues.shape, dvalues.dtype) == (values.shape, torch.float32)
     assert (dbias.shape, dbias.dtype) == ((48,), torch.float32)
+    (one,) = packed(index)
+    assert ops._linear(x, values, one, None, 48).shape == (2, 3, 48)
+    dx, dvalues, dbias = ops._linear_backward(grad, x, values, one, False, True)
+    assert (dx, dvalues.shape, dbias.shape) == (None, values.shape, (48,))
     assert ops.linear_backward(grad, x, values, index, False, False)[::2] == (None, None)
     assert ops.block_norms(grad, x, 32, 48).shape == (2, 2)
     assert [t.shape[0] for t in ops.pattern_transpose(*index[:3], 4)] == [5, *(len(values),) * 2]

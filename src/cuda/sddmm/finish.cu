@@ -3,8 +3,9 @@
 
 #include <algorithm>
 
-#include "cuda/common/device.h"
 #include "cuda/common/element.cuh"
+#include "cuda/common/launch.h"
+#include "cuda/ptx/launch.cuh"
 
 namespace block_sparse::cuda {
 namespace {
@@ -17,10 +18,11 @@ constexpr std::int64_t kMinTokens = 512;
 template <class Out>
 __global__ void finish_kernel(PatternView w, int lines, int splits, const float* partial,
                               bool accumulate, Out* dvalues) {
+  ptx::wait_for_kernels_before();
   const auto elements = w.block_height * w.block_width;
   for (std::int64_t i = blockIdx.x; i < w.slots; i += gridDim.x) {
     const bool stored = i < w.crow_indices[lines];
-    if (stored ? splits == 1 : accumulate) continue;
+    if (!stored && accumulate) continue;
     const std::int64_t base = w.block_ids[i] * elements;
     for (std::int64_t e = threadIdx.x; e < elements; e += blockDim.x) {
       float sum = 0;
@@ -58,18 +60,22 @@ Splits choose_splits(const WeightGradientArgs& a, std::int64_t pieces, int multi
 }
 
 Status finish_weight_gradient(const WeightGradientArgs& a, int splits, Stream stream) {
-  if (a.pattern.slots == 0 || (splits == 1 && a.accumulate)) return {};
+  if (splits == 1 || a.pattern.slots == 0) return {};
+  Device device;
+  Status status = current_device(&device);
+  if (!status.ok()) return status;
   const auto grid = static_cast<unsigned>(std::min<std::int64_t>(a.pattern.slots, 8192));
   const int lines = static_cast<int>(a.pattern.n_block_rows());
   const auto* partial = static_cast<const float*>(a.workspace.data);
   with_element(a.out_dtype, [&](auto element) {
     using Out = decltype(element);
     if constexpr (!std::is_same_v<Out, double>) {
-      finish_kernel<<<grid, 256, 0, stream>>>(a.pattern, lines, splits, partial, a.accumulate,
-                                              static_cast<Out*>(a.dvalues));
+      status = DependentLaunch(device, grid, 256, 0, stream)(
+          "launching finish_kernel", finish_kernel<Out>, a.pattern, lines, splits, partial,
+          a.accumulate, static_cast<Out*>(a.dvalues));
     }
   });
-  return to_status(cudaGetLastError(), "launching finish_kernel");
+  return status;
 }
 
 }  // namespace block_sparse::cuda

@@ -18,8 +18,8 @@ Splits choose_splits(const WeightGradientArgs& args, std::int64_t pieces, int mu
 /// Bytes of the partial sums of so many parts.
 std::size_t partial_bytes(const WeightGradientArgs& args, int splits);
 
-/// Adds up the parts (in order) into dvalues, if there is more than one, and
-/// clears spare slots unless accumulating.
+/// If there is more than one part, adds them up (in order) into dvalues, and clears spare slots
+/// unless accumulating.
 Status finish_weight_gradient(const WeightGradientArgs& args, int splits, Stream stream);
 
 }  // namespace block_sparse::cuda

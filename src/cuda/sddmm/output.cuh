@@ -49,6 +49,20 @@ struct SddmmOutput {
       *reinterpret_cast<unsigned*>(to) = narrow_pair<T>(a, b);
     }
   }
+
+  /// Clears the slots from ids[stored] on, by all threads of all CTAs, where no kernel comes
+  /// afterwards that does and nothing is added to what was there.
+  template <class T>
+  __device__ __forceinline__ void clear_spare(const std::int32_t* ids, int stored) const {
+    if (partial != nullptr || accumulate) return;
+    const int words = block_elements * (as_float ? 4 : static_cast<int>(sizeof(T))) / 4;
+    for (std::int64_t i = stored + std::int64_t(blockIdx.x); i < slots; i += gridDim.x) {
+      auto* block = static_cast<unsigned*>(dvalues) + std::int64_t(ids[i]) * words;
+      for (int w = static_cast<int>(threadIdx.x); w < words; w += static_cast<int>(blockDim.x)) {
+        block[w] = 0;
+      }
+    }
+  }
 };
 
 }  // namespace block_sparse::cuda

@@ -4,6 +4,8 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <optional>
+
 #include "block_sparse/cuda.h"
 #include "torch/operators.h"
 
@@ -27,9 +29,7 @@ class CudaBackend {
   Status run(WeightGradientArgs& args) const;
   Status run(BlockNormsArgs& args) const;
 
-  Tensor sum_of_rows(const Rows& rows, ScalarType type) const {
-    return torch_ops::sum_of_rows(rows, type);
-  }
+  Tensor sum_of_rows(const Rows& rows, ScalarType type) const;
 
   /// torch's current stream of the device.
   cuda::Stream stream() const { return stream_; }
@@ -49,7 +49,7 @@ class CudaBackend {
   const std::vector<Tensor>* index_;
   bool allow_tf32_;
   Device device_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;  // if it was not current
   cuda::Stream stream_ = nullptr;
 };
 

@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kCtas) kernel(const Params p) 
     }
     __syncthreads();  // the next piece's stages overwrite the slabs
   }
+  p.output.template clear_spare<float>(p.ids, p.pieces.crow[p.pieces.lines]);
 }
 
 template <class C>

@@ -167,6 +167,7 @@ __global__ void __launch_bounds__(kThreads, kCtas) kernel(const Params p) {
       }
     }
   }
+  p.output.template clear_spare<T>(p.ids, p.pieces.crow[p.pieces.lines]);
 }
 
 int rows_of(const WeightGradientArgs& a) {

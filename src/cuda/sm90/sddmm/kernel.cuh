@@ -225,6 +225,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::registers_increase<kConsumerRegisters>();
     multiply_loop<C>(p, shared);
   }
+  p.output.template clear_spare<typename C::Element>(p.pattern.block_ids,
+                                                     p.pieces.crow[p.pieces.lines]);
 }
 
 }  // namespace block_sparse::cuda::sm90::sddmm
