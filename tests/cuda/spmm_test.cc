@@ -233,6 +233,51 @@ std::vector<SpmmCase> decode_cases() {
   return cases;
 }
 
+/// Up to 132 times 64 outputs cut K over two CTAs.
+std::vector<SpmmCase> hopper_decode_cases() {
+  std::vector<SpmmCase> cases;
+  const auto add = [&](LayerCase layer) { cases.push_back({layer, "sm90_decode"}); };
+  for (const DataType type : {DataType::bf16, DataType::f16}) {
+    for (const std::int64_t height : {64, 128, 192}) {
+      for (const std::int64_t width : {64, 128, 192}) {
+        for (const std::int64_t tokens : {1, 7, 16, 17, 31, 33, 64}) {
+          add({.out = 384,
+               .in = 768,
+               .block_height = height,
+               .block_width = width,
+               .density = 0.4,
+               .tokens = tokens,
+               .dtype = type,
+               .gap = tokens % 2 * 8});
+        }
+      }
+      for (const Fill fill : {Fill::power_law, Fill::one_full_row, Fill::empty}) {
+        add({.out = 768,
+             .in = 384,
+             .block_height = height,
+             .block_width = height,
+             .density = 0.3,
+             .tokens = 20,
+             .dtype = type,
+             .fill = fill});
+      }
+    }
+    // More stages than the ring holds and than a warp looks up at once; outputs for a CTA each.
+    for (const std::int64_t out : {64, 10240}) {
+      for (const std::int64_t tokens : {16, 32, 64}) {
+        add({.out = out,
+             .in = out == 64 ? 10240 : 512,
+             .block_height = 64,
+             .block_width = 64,
+             .density = 0.8,
+             .tokens = tokens,
+             .dtype = type});
+      }
+    }
+  }
+  return cases;
+}
+
 std::vector<SpmmCase> portable_cases() {
   std::vector<SpmmCase> cases;
   const char* kernel = "sm80_spmm";
@@ -307,6 +352,7 @@ INSTANTIATE_TEST_SUITE_P(Generic, Spmm, testing::ValuesIn(generic_cases()));
 INSTANTIATE_TEST_SUITE_P(Portable, Spmm, testing::ValuesIn(portable_cases()));
 INSTANTIATE_TEST_SUITE_P(Sm90, Spmm, testing::ValuesIn(sm90_cases()));
 INSTANTIATE_TEST_SUITE_P(Decode, Spmm, testing::ValuesIn(decode_cases()));
+INSTANTIATE_TEST_SUITE_P(HopperDecode, Spmm, testing::ValuesIn(hopper_decode_cases()));
 
 std::vector<SpmmCase> on_lists() {
   std::vector<SpmmCase> cases;
