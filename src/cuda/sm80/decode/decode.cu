@@ -29,6 +29,9 @@ struct Config {
   // The partial sums of all warps fit in 48 KB, and in the L1 of several CTAs.
   static constexpr int kWarps = kTilesM * kTilesN > 8 ? 4 : 8;
   static constexpr int kThreads = 32 * kWarps;
+  // CTAs of a multiprocessor at least, 0 for any number: with many tokens there would be registers
+  // for one.
+  static constexpr int kCtas = kTilesN >= 4 ? 2 : 0;
   // Steps whose loads are in flight together.
   static constexpr int kDepth = kTilesM * kTilesN > 4 ? 2 : 4 / kTilesM;
   using W = Weights<Element, kTilesM, kKContiguous>;
@@ -88,7 +91,7 @@ struct Step {
 /// A CTA computes one strip for all tokens; its warps take steps of K in turn
 /// and their sums are added in the order of the warps.
 template <class C>
-__global__ void __launch_bounds__(C::kThreads) kernel(const SpmmProblem p) {
+__global__ void __launch_bounds__(C::kThreads, C::kCtas) kernel(const SpmmProblem p) {
   using T = typename C::Element;
   __shared__ float partial[C::kWarps][C::kTokens][C::kRows];
   const int lane = static_cast<int>(threadIdx.x) % 32;
