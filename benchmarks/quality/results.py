@@ -53,7 +53,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         rate = "" if first["lr"] == 1e-3 else f", lr {first['lr']:g}"
         cells = [first["method"] + rate, f"{first['density']:g}", first["block"], first["steps"]]
         cells += [len(same), f"{mean:.3f}{spread}", f"{first['weights']:,}"]
-        cells += [f"{first['most_weights']:,}", f"{min(run['peak_mb'] for run in same):.0f}"]
+        peak = min(run["peak_mb"] for run in same)  # 0 on the CPU, where it is not known
+        cells += [f"{first['most_weights']:,}", f"{peak:.0f}" if peak else "-"]
         cells += [f"{min(run['step_ms'] / run['packed'] for run in same):.1f}"]
         rows.append((order, "| " + " | ".join(map(str, cells)) + " |"))
     names = " or ".join(dict.fromkeys(METRICS[m] for run in runs for m in METRICS if m in run))

@@ -57,7 +57,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     monkeypatch.setattr(encoder, "folder", lambda: folder)
     monkeypatch.setattr(encoder, "source_files", lambda: files)
-    monkeypatch.setattr(encoder, "BATCH", 16)
+    monkeypatch.setitem(encoder.BATCH, "cpu", 16)
     for cached in (encoder.teacher_on, encoder.docstrings_on):
         cached.cache_clear()
 
