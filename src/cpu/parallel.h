@@ -16,6 +16,13 @@ namespace block_sparse::cpu {
 /// Work below this many multiply-adds is over before other threads have woken.
 constexpr std::int64_t serial_work = std::int64_t{1} << 19;
 
+/// What a further task for a thread must be worth at least, in multiply-adds: 10 microseconds,
+/// since what it reads and writes is likely in the caches of another core.
+constexpr double further_task = 5e5;
+/// Tasks that a thread gets at most, so that threads which are faster or got the shorter ones take
+/// over some of the others'.
+constexpr int tasks_of_a_thread = 4;
+
 /// Calls body(task, scratch) for each task, `scratch_bytes` of the running
 /// thread's own scratch in hand. Each thread begins with the task of its number, so that it finds
 /// in its caches what it had in the last call; then whoever is free takes the next one, since
@@ -34,6 +41,7 @@ Status run_tasks(const Executor& executor, std::int64_t tasks, std::size_t scrat
       return;
     }
     for (std::int64_t task = begin; task < end; ++task) body(task, scratch);
+    if (tasks == threads) return;
     for (std::int64_t task = next++; task < tasks; task = next++) body(task, scratch);
   });
   return out_of_memory.load() ? no_scratch() : Status();

@@ -50,11 +50,12 @@ Status accumulate(Operands op, const Args& args, Range blocks, bool start_from_z
       ScratchUse::staging, static_cast<std::size_t>(depth_of(pass) * width) * sizeof(float)));
   if (op.packed_x == nullptr) return no_scratch();
 
-  const bool small = n * op.block_height * op.block_width * tokens < serial_work;
-  const Executor& executor = small ? serial_executor() : all_threads;
-  // Several tasks a thread even out unequal speeds of the cores.
+  const std::int64_t work = n * op.block_height * op.block_width * tokens;
+  const Executor& executor = work < serial_work ? serial_executor() : all_threads;
   const std::int64_t threads = executor.concurrency();
-  const std::int64_t tasks = threads == 1 ? 1 : std::min(n, 4 * threads);
+  const auto worthwhile = static_cast<std::int64_t>(static_cast<double>(work) / further_task);
+  const std::int64_t tasks =
+      threads == 1 ? 1 : std::min(n, std::clamp(worthwhile, threads, tasks_of_a_thread * threads));
   const std::size_t element = size_of(op.dtype);
   for (std::int64_t first = 0; first < tokens; first += pass) {
     op.tokens = std::min(pass, tokens - first);

@@ -28,7 +28,7 @@ void multiply_tiles(const PairsOperands& op, Range lines, Range tokens, void* sc
 }
 
 // 512 multiply-adds a cycle, against some 10 bytes from L3.
-constexpr Costs tile_costs = {100, 100, 32, 5e6};
+constexpr Costs tile_costs = {100, 100, 32, 10 * further_task};
 
 template <class I>
 constexpr PairsKernels amx_kernels_on = {tile_costs,  true,       pairs_scratch_bytes,

@@ -14,10 +14,6 @@ namespace {
 /// core of a large Xeon gets from L3, against 50 multiply-adds a nanosecond.
 constexpr std::int64_t fetching = 8;
 
-/// Pieces that a thread gets at most, so that threads which are faster or got the shorter ones take
-/// over some of the others'.
-constexpr int pieces_of_a_thread = 4;
-
 /// y for the tokens that `operands.a` holds.
 Status multiply(const Operands& operands, std::int64_t tokens, const Kernels& kernels,
                 const Executor& executor) {
@@ -73,9 +69,9 @@ Plan plan(const Operands& operands, std::int64_t tokens, const Costs& costs, int
   const auto blocks_of = [&](Range lines) { return pointers[lines.end] - pointers[lines.begin]; };
   const auto all_blocks = static_cast<double>(blocks_of({0, operands.lines}));
   Plan best;
-  const std::int64_t most_parts = std::min<std::int64_t>(tokens, pieces_of_a_thread * threads);
+  const std::int64_t most_parts = std::min<std::int64_t>(tokens, tasks_of_a_thread * threads);
   for (std::int64_t token_parts = 1; token_parts <= most_parts; token_parts *= 2) {
-    for (int pieces = 1; pieces <= pieces_of_a_thread; pieces *= 2) {
+    for (int pieces = 1; pieces <= tasks_of_a_thread; pieces *= 2) {
       Plan cut;
       cut.token_parts = token_parts;
       const std::vector<std::int64_t> bounds =

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "block_sparse/types.h"
+#include "cpu/parallel.h"
 #include "cpu/range.h"
 
 /// Forward and input gradient are one product: y (tokens, outputs) = a W', where
@@ -56,12 +57,10 @@ struct Costs {
   double packing;     // of an element of W, in tokens for which it is used
   double packing_a;   // of an element of A, in outputs for which it is used
   std::int64_t tile;  // tokens of a tile: fewer take as long
-  /// Of another piece for a thread, in multiply-adds: 10 microseconds, since its part of W and y is
-  /// likely in the caches of another core.
-  double piece;
+  double piece;       // of a further one for a thread, in multiply-adds
 };
-constexpr Costs register_costs = {4, 3, 6, 5e5};
-constexpr Costs token_costs = {0, 8, 16, 5e5};  // A is transposed, W stays where it is
+constexpr Costs register_costs = {4, 3, 6, further_task};
+constexpr Costs token_costs = {0, 8, 16, further_task};  // A is transposed, W stays where it is
 
 /// What one instruction set offers.
 struct Kernels {
