@@ -202,6 +202,28 @@ std::vector<LayerCase> cells_layers() {
                       .density = 0.85,
                       .tokens = 33});
   }
+  // Tokens in up to eight parts, and every number of cells together.
+  for (const std::int64_t b : {16, 32, 64, 128}) {
+    for (const double density : {.5, .25, .12, .04}) {
+      layers.push_back({.out = 10 * 128,
+                        .in = 6 * 128,
+                        .block_height = b,
+                        .block_width = b,
+                        .density = density,
+                        .tokens = 2090,
+                        .dtype = density == .25 ? DataType::f16 : DataType::bf16});
+    }
+  }
+  // Pieces that two CTAs share.
+  for (const auto& [b, density] :
+       {std::pair<std::int64_t, double>{32, .12}, {32, .06}, {64, .12}, {128, .12}}) {
+    layers.push_back({.out = 8192 + b,
+                      .in = 4096,
+                      .block_height = b,
+                      .block_width = b,
+                      .density = density,
+                      .tokens = 40});
+  }
   return layers;
 }
 
@@ -299,16 +321,13 @@ TEST(WeightGradientDispatch, TheFastestKernelIsChosen) {
   };
   const char* cells = hopper ? "sm90_cells" : "sm80_sddmm";
   const char* high = hopper ? "sm90_sddmm" : "sm80_sddmm";
-  EXPECT_EQ(chosen(14336, 128, 128, .25), cells);
-  EXPECT_EQ(chosen(14336, 128, 128, .5), high);
-  EXPECT_EQ(chosen(14336, 64, 64, .1), cells);
-  EXPECT_EQ(chosen(4096, 64, 64, .1), high);
-  EXPECT_EQ(chosen(14336, 32, 32, .05), cells);
-  EXPECT_EQ(chosen(4096, 32, 32, .5), cells);
-  EXPECT_EQ(chosen(4096, 32, 32, .1), "sm80_sddmm");
-  EXPECT_EQ(chosen(14336, 16, 16, .05), cells);
-  EXPECT_EQ(chosen(4096, 16, 16, .1), cells);
-  EXPECT_EQ(chosen(14336, 16, 16, .5, 300), "sm80_sddmm");
+  for (const int side : {16, 32, 64, 128}) {
+    EXPECT_EQ(chosen(14336, side, side, .5), cells);
+    EXPECT_EQ(chosen(768, side, side, .05, 2048), cells);
+    EXPECT_EQ(chosen(4096, side, side, .5, 1024), side <= 32 ? cells : high);
+    EXPECT_EQ(chosen(768, side, side, .5, 1024), side <= 32 ? "sm80_sddmm" : high);
+    EXPECT_EQ(chosen(4096, side, side, .5, 300), side <= 32 ? "sm80_sddmm" : high);
+  }
   EXPECT_EQ(chosen(14336, 16, 32, .5), "sm80_sddmm");
 }
 

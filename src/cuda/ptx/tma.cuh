@@ -8,6 +8,11 @@
 /// The copy engine: boxes of matrices between global and shared memory.
 namespace block_sparse::cuda::ptx {
 
+/// Fetches a description of a matrix ahead of the first box.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /// Loads the box at (row, col); its bytes count down `barrier`. Outside the
 /// matrix it reads zeros.
 __device__ __forceinline__ void load_box(const CUtensorMap* map, std::uint32_t to,

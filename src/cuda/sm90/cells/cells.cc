@@ -11,32 +11,32 @@
 namespace block_sparse::cuda::sm90::cells {
 namespace {
 
-CellShape cell_of(const PatternView& w) {
-  const auto both = [&](int side) {
-    return w.block_height % side == 0 && w.block_width % side == 0;
-  };
-  if (both(128)) return {128, 128};
-  if (both(64)) return {64, 64};
-  return {w.block_height % 32 == 0 ? 32 : 16, w.block_width % 32 == 0 ? 32 : 16};
+/// The sides of the cells that blocks are cut into.
+int cell_side(std::int64_t side, bool both_128, bool both_64) {
+  return both_128 ? 128 : both_64 ? 64 : side % 32 == 0 ? 32 : 16;
 }
 
 Layout layout_of(const WeightGradientArgs& a, const Device& device) {
   const PatternView& w = a.pattern;
-  const CellShape cell = cell_of(w);
-  const auto rows = static_cast<int>(w.rows / cell.height);
-  const auto columns = static_cast<int>(w.cols / cell.width);
-  const std::int64_t in_block = w.block_height * w.block_width / cell.elements();
+  const auto both = [&](int side) {
+    return w.block_height % side == 0 && w.block_width % side == 0;
+  };
+  const int height = cell_side(w.block_height, both(128), both(64));
+  const int width = cell_side(w.block_width, both(128), both(64));
+  const auto rows = static_cast<int>(w.rows / height);
+  const auto columns = static_cast<int>(w.cols / width);
+  const std::int64_t in_block = w.block_height * w.block_width / (height * width);
   const std::int64_t stored = std::min(w.slots * in_block, std::int64_t(rows) * columns);
   Layout l;
-  l.cell = cell;
   l.problem = {rows,
                columns,
-               cell.height,
-               cell.width,
+               height,
+               width,
                static_cast<int>(stored),
                static_cast<int>(a.tokens),
                device.multiprocessors};
   l.tiling = choose_tiling(l.problem);
+  l.cell = {height, width, l.tiling.together};
   const auto aligned = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
   const auto units = static_cast<std::size_t>(l.tiling.groups) * l.tiling.segments;
   l.counts_bytes = aligned(units * sizeof(int));
@@ -46,11 +46,8 @@ Layout layout_of(const WeightGradientArgs& a, const Device& device) {
   plane.groups = l.tiling.groups;
   plane.segments = l.tiling.segments;
   plane.by_row = l.tiling.by_row;
-  plane.pairs = are_paired(cell.height, cell.width);
+  plane.together = l.cell.together;
   l.cells_bytes = aligned(static_cast<std::size_t>(listed_cells(plane)) * sizeof(Cell));
-  l.slab_bytes = l.tiling.cluster *
-                 static_cast<std::size_t>(accumulators(cell.height, cell.width)) * 256 *
-                 sizeof(float);
   return l;
 }
 
@@ -80,7 +77,10 @@ const char* refusal(const WeightGradientArgs& a) {
   }
   Device device;
   if (!current_device(&device).ok()) return "there is no device";
-  if (a.workspace.bytes < layout_of(a, device).all_bytes(0)) return "there is too little workspace";
+  const Layout l = layout_of(a, device);
+  if (a.workspace.bytes < l.counts_bytes + l.cells_bytes) {
+    return "there is too little workspace";
+  }
   return nullptr;
 }
 
@@ -95,7 +95,7 @@ std::size_t workspace(const WeightGradientArgs& a) {
   Device device;
   if (!current_device(&device).ok()) return 0;
   const Layout l = layout_of(a, device);
-  return l.all_bytes(2 * l.clusters());
+  return l.counts_bytes + l.cells_bytes;
 }
 
 }  // namespace block_sparse::cuda::sm90::cells

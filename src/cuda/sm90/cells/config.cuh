@@ -18,28 +18,28 @@ constexpr int kProducerRegisters = 40;
 constexpr int kConsumerRegisters = 232;
 constexpr int kMaxStages = 8;
 
-/// Cells of 32 x 32, 64 x 64 and 128 x 128 go through wgmma; those with a side of
-/// 16 through mma.sync, which has no minimum of 64 rows.
-template <class Element_, int CellHeight, int CellWidth, int Cluster>
+template <class Element_, CellKind Kind, int Cluster>
 struct Config {
   using Element = Element_;
-  static constexpr int kHeight = CellHeight;
-  static constexpr int kWidth = CellWidth;
+  static constexpr int kHeight = Kind.height;
+  static constexpr int kWidth = Kind.width;
+  static constexpr int kTogether = Kind.together;
   static constexpr int kCluster = Cluster;  // CTAs that share loads
-  static constexpr bool kPaired = are_paired(kHeight, kWidth);
-  static constexpr bool kByRow = are_paired_by_row(kHeight, kWidth);
-  static constexpr int kTogether = kPaired ? 2 : 1;  // cells of a product
-  static constexpr int kBox = box_features(kHeight, kWidth);
+  static constexpr bool kGathered = Kind.gathered();
+  static constexpr bool kPaired = Kind.paired();
+  static constexpr bool kByRow = Kind.paired_by_row();
+  static constexpr int kBox = Kind.box_features();
   /// Whoever works on cells of its own: warps, warpgroups, or, as each
   /// warpgroup takes 64 rows of cells of 128, both together.
-  static constexpr int kWorkers = kHeight == 128 ? 1 : kPaired ? kConsumers : 4 * kConsumers;
+  static constexpr int kWorkers = kHeight == 128 ? 1 : kGathered ? kConsumers : 4 * kConsumers;
   static constexpr int kWorkerThreads = kConsumers * 128 / kWorkers;
-  static constexpr int kOwned = accumulators(kHeight, kWidth) * kWorkerThreads / (kHeight * kWidth);
+  static constexpr int kOwned = Kind.accumulators() * kWorkerThreads / Kind.elements();
   static constexpr int kCapacity = kWorkers * kOwned;  // of a CTA
   static constexpr int kPieceCells = kCluster * kCapacity;
-  /// Cells of a panel, boxes of a panel.
-  static constexpr int kPanelRows = kHeight < kBox ? kBox / kHeight : 1;
-  static constexpr int kPanelColumns = kWidth < kBox ? kBox / kWidth : 1;
+  static_assert(kCapacity == Kind.capacity());
+  static constexpr int kPanelRows = Kind.panel_rows();
+  static constexpr int kPanelColumns = Kind.panel_columns();
+  /// Boxes of a panel.
   static constexpr int kRowBoxes = kHeight > kBox ? kHeight / kBox : 1;
   static constexpr int kColumnBoxes = kWidth > kBox ? kWidth / kBox : 1;
 };
@@ -49,7 +49,6 @@ struct Params {
   Rounds rounds;
   const Cell* cells;
   const int* counts;
-  float* slabs;  // of a piece's cells each
   SddmmOutput output;
   int block_width;
 };
@@ -72,7 +71,6 @@ struct PairOperands {
 struct Target {
   int slot;
   int at;
-  int index;  // of the cell in the piece
 };
 
 /// What goes where in a stage. Boxes that both CTAs of the cluster need are
@@ -89,9 +87,9 @@ struct Shared {
   alignas(1024) unsigned char ring[kRingBytes];
   alignas(8) std::uint64_t full[kMaxStages];
   alignas(8) std::uint64_t empty[kMaxStages];
-  static constexpr int kProducts = C::kOwned / C::kTogether;  // of a worker
+  static constexpr int kProducts = C::kPaired ? C::kOwned / 2 : C::kOwned;  // of a worker
   alignas(
-      16) std::conditional_t<C::kPaired, PairOperands, Operands> operands[C::kWorkers][kProducts];
+      16) std::conditional_t<C::kGathered, PairOperands, Operands> operands[C::kWorkers][kProducts];
   Target targets[C::kWorkers][C::kOwned];
   Cell cells[C::kPieceCells];
   alignas(16) unsigned row_panels[C::kCluster][kMaxPanels / 32];  // bits, for each CTA
@@ -128,12 +126,19 @@ __device__ __forceinline__ void release_stage(std::uint64_t* empty) {
 /// What a CTA's threads know of the piece they work on.
 struct Task {
   Piece piece;
+  int begin;         // of its tokens
   int first, count;  // cells of this CTA, within the piece
   int boxes;
   int box_bytes;
   int stage_bytes;  // the same in both CTAs
   int ring_stages;
-  int stages;  // of the piece's tokens
+  int stages;  // of the tokens
 };
+
+/// The first piece of a CTA; the others are as far apart as there are clusters.
+template <class C>
+__device__ __forceinline__ int first_item(const Params& p) {
+  return static_cast<int>(blockIdx.x) / (C::kCluster * p.rounds.parts);
+}
 
 }  // namespace block_sparse::cuda::sm90::cells

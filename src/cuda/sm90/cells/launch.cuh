@@ -10,24 +10,6 @@
 
 namespace block_sparse::cuda::sm90::cells {
 
-/// Starts while the kernel before ends.
-template <class... Parameters, class... Arguments>
-Status launch_dependent(void (*kernel)(Parameters...), unsigned ctas, int threads, int bytes,
-                        Stream stream, const Arguments&... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = ctas;
-  config.blockDim = static_cast<unsigned>(threads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return to_status(cudaLaunchKernelEx(&config, kernel, arguments...),
-                   "launching the Hopper weight gradient kernel");
-}
-
 template <class C>
 Status launch(const WeightGradientArgs& a, const Layout& l, Stream stream) {
   const PatternView& w = a.pattern;
@@ -45,7 +27,6 @@ Status launch(const WeightGradientArgs& a, const Layout& l, Stream stream) {
 
   auto* counts = static_cast<int*>(a.workspace.data);
   auto* cells = reinterpret_cast<Cell*>(reinterpret_cast<char*>(counts) + l.counts_bytes);
-  auto* slabs = reinterpret_cast<float*>(reinterpret_cast<char*>(cells) + l.cells_bytes);
   const Plane plane{w.crow_indices,
                     w.col_indices,
                     w.block_ids,
@@ -58,19 +39,15 @@ Status launch(const WeightGradientArgs& a, const Layout& l, Stream stream) {
                     t.groups,
                     t.segments,
                     t.by_row,
-                    C::kPaired};
-  const int clusters = l.clusters();
-  const auto max_slabs = static_cast<int>(
-      std::min<std::size_t>((a.workspace.bytes - l.all_bytes(0)) / l.slab_bytes, 2 * clusters));
-  const Rounds rounds{
-      clusters,   static_cast<int>(a.tokens),     t.stage_tokens, C::kPieceCells, t.unit_pieces,
-      t.piece_ns, static_cast<int>(l.slab_bytes), max_slabs};
+                    C::kTogether};
+  const Rounds rounds{l.clusters(),   static_cast<int>(a.tokens),
+                      t.stage_tokens, C::kPieceCells,
+                      t.unit_pieces,  t.parts};
   const Params params{
       plane,
       rounds,
       cells,
       counts,
-      slabs,
       {a.dvalues, nullptr, w.slots, static_cast<int>(w.block_height * w.block_width),
        a.out_dtype == DataType::f32, a.accumulate},
       static_cast<int>(w.block_width)};
@@ -82,38 +59,56 @@ Status launch(const WeightGradientArgs& a, const Layout& l, Stream stream) {
       plane, spare, cells, counts);
   s = to_status(cudaGetLastError(), "launching prepare_kernel");
   if (!s.ok()) return s;
-  s = launch_dependent(kernel<C>, static_cast<unsigned>(C::kCluster * clusters), kThreads, kBytes,
-                       stream, params, dy_map, x_map);
-  if (s.ok() && max_slabs > 0) {
-    s = launch_dependent(finish_kernel<C>, static_cast<unsigned>(clusters * kFinishCtas),
-                         kFinishThreads, 0, stream, params);
-  }
-  return s;
+
+  // It starts while the lists are made.
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {static_cast<unsigned>(C::kCluster * t.parts), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(C::kCluster * t.parts * rounds.clusters);
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return to_status(cudaLaunchKernelEx(&config, kernel<C>, params, dy_map, x_map),
+                   "launching the Hopper weight gradient kernel");
 }
 
-template <class Element, int Height, int Width>
+template <class Element, CellKind Kind>
 Status launch_cluster(const WeightGradientArgs& a, const Layout& l, Stream stream) {
-  if constexpr (may_share(Height, Width)) {
-    if (l.tiling.cluster == 2) return launch<Config<Element, Height, Width, 2>>(a, l, stream);
+  if constexpr (Kind.may_share()) {
+    if (l.tiling.cluster == 2) return launch<Config<Element, Kind, 2>>(a, l, stream);
   }
-  return launch<Config<Element, Height, Width, 1>>(a, l, stream);
+  return launch<Config<Element, Kind, 1>>(a, l, stream);
 }
 
 template <class Element>
 Status launch_cell(const WeightGradientArgs& a, const Layout& l, Stream stream) {
-  switch (l.cell.height * 256 + l.cell.width) {
+  const CellKind& cell = l.cell;
+  switch (cell.height * 256 + cell.width) {
     case 128 * 256 + 128:
-      return launch_cluster<Element, 128, 128>(a, l, stream);
+      return launch_cluster<Element, CellKind{128, 128, 1}>(a, l, stream);
     case 64 * 256 + 64:
-      return launch_cluster<Element, 64, 64>(a, l, stream);
+      return cell.together == 2 ? launch_cluster<Element, CellKind{64, 64, 2}>(a, l, stream)
+                                : launch_cluster<Element, CellKind{64, 64, 1}>(a, l, stream);
     case 32 * 256 + 32:
-      return launch_cluster<Element, 32, 32>(a, l, stream);
+      return launch_cluster<Element, CellKind{32, 32, 2}>(a, l, stream);
     case 32 * 256 + 16:
-      return launch_cluster<Element, 32, 16>(a, l, stream);
+      return launch_cluster<Element, CellKind{32, 16, 1}>(a, l, stream);
     case 16 * 256 + 32:
-      return launch_cluster<Element, 16, 32>(a, l, stream);
+      return launch_cluster<Element, CellKind{16, 32, 1}>(a, l, stream);
     default:
-      return launch_cluster<Element, 16, 16>(a, l, stream);
+      switch (cell.together) {
+        case 4:
+          return launch_cluster<Element, CellKind{16, 16, 4}>(a, l, stream);
+        case 2:
+          return launch_cluster<Element, CellKind{16, 16, 2}>(a, l, stream);
+        default:
+          return launch_cluster<Element, CellKind{16, 16, 1}>(a, l, stream);
+      }
   }
 }
 

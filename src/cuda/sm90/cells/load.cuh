@@ -14,8 +14,7 @@ __device__ void load_loop(const Params& p, const CUtensorMap* dy_map, const CUte
   const int index = static_cast<int>(threadIdx.x) % 32 * 4 + static_cast<int>(threadIdx.x) / 32;
   Task task;
   Place at;
-  for (int item = blockIdx.x / C::kCluster; set_up<C>(p, shared, item, &task);
-       item += gridDim.x / C::kCluster) {
+  for (int item = first_item<C>(p); set_up<C>(p, shared, item, &task); item += p.rounds.clusters) {
     const Box box = shared.boxes[min(index, kMaxStageBoxes - 1)];
     const bool loads = index < task.boxes && box.loaded_here;
     const CUtensorMap* map = box.of_dy ? dy_map : x_map;
@@ -26,7 +25,7 @@ __device__ void load_loop(const Params& p, const CUtensorMap* dy_map, const CUte
     }
     at.stage = 0;
     for (int s = 0; s < task.stages; ++s) {
-      const int token = task.piece.begin + s * p.rounds.stage_tokens;
+      const int token = task.begin + s * p.rounds.stage_tokens;
       ptx::barrier_wait(&shared.empty[at.stage], at.parity() ^ 1);
       std::uint64_t* full = &shared.full[at.stage];
       if (threadIdx.x == 0) ptx::barrier_arrive_expect(full, task.boxes * task.box_bytes);
@@ -40,6 +39,12 @@ __device__ void load_loop(const Params& p, const CUtensorMap* dy_map, const CUte
         }
       }
       at.advance(task.ring_stages);
+    }
+    if (C::kCluster == 1 && p.rounds.parts > 1) {
+      // Those of `SumStore`.
+      __syncwarp();
+      ptx::cluster_sync();
+      ptx::cluster_sync();
     }
   }
 }

@@ -8,18 +8,20 @@
 
 namespace block_sparse::cuda::sm90::cells {
 
-/// A consumer warp that multiplies cells of sides 16 and 32 by mma.sync. Operands
-/// are read for each cell, some cells ahead: a test whether its neighbour has the
-/// same costs more than reading them again.
+/// A consumer warp that multiplies cells with a side of 16 by mma.sync. Operands are read
+/// for each cell, some cells ahead, but x only once for those of a column that are
+/// together: a test whether its neighbour has the same costs more than reading it again.
 template <class C>
 struct WarpMultiplier {
   using Element = typename C::Element;
   static constexpr int kTilesM = C::kHeight / 16;
   static constexpr int kTilesN = C::kWidth / 8;
+  static constexpr int kTogether = C::kTogether;
   /// Cells whose operands are in registers, worked on as a group.
   static constexpr int kAhead = C::kHeight * C::kWidth >= 512 ? 2 : 4;
   static constexpr int kGroups = C::kOwned / kAhead;
-  static_assert(C::kOwned % kAhead == 0);
+  static constexpr int kLines = kAhead / kTogether;  // columns of x in a group
+  static_assert(C::kOwned % kAhead == 0 && kAhead % kTogether == 0);
 
   const Params& p;
   Shared<C>& shared;
@@ -28,8 +30,9 @@ struct WarpMultiplier {
   Place at{};
   float d[C::kOwned][kTilesM][kTilesN][4];
   std::uint32_t a[kAhead][kTilesM][4];
-  std::uint32_t b[kAhead][kTilesN / 2][4];
-  std::uint32_t dy[C::kOwned], x[C::kOwned];  // where this lane reads, from the first token on
+  std::uint32_t b[kLines][kTilesN / 2][4];
+  // Where this lane reads, from the first token on.
+  std::uint32_t dy[C::kOwned], x[C::kOwned / kTogether];
 
   // Rows of shared memory are tokens, so all matrices are read transposed: of dy
   // (rows low, high) x (tokens low, high), of x (tokens low, high) x (columns low,
@@ -43,18 +46,17 @@ struct WarpMultiplier {
     for (int j = 0; j < C::kOwned; ++j) {
       const Operands of = shared.operands[worker][j];
       dy[j] = of.dy * 16u ^ at_dy;
-      x[j] = of.x * 16u ^ at_x;
+      if (j % kTogether == 0) x[j / kTogether] = of.x * 16u ^ at_x;
     }
   }
-  __device__ __forceinline__ void load(int buffer, std::uint32_t at_dy, std::uint32_t at_x) {
+  __device__ __forceinline__ void load_dy(int q, std::uint32_t at) {
 #pragma unroll
-    for (int m = 0; m < kTilesM; ++m) {
-      ptx::load_matrix_x4_transposed(a[buffer][m], at_dy ^ m * 32);
-    }
+    for (int m = 0; m < kTilesM; ++m) ptx::load_matrix_x4_transposed(a[q][m], at ^ m * 32);
+  }
+  __device__ __forceinline__ static void load_x(std::uint32_t (&to)[kTilesN / 2][4],
+                                                std::uint32_t at) {
 #pragma unroll
-    for (int n = 0; n < kTilesN / 2; ++n) {
-      ptx::load_matrix_x4_transposed(b[buffer][n], at_x ^ n * 32);
-    }
+    for (int n = 0; n < kTilesN / 2; ++n) ptx::load_matrix_x4_transposed(to[n], at ^ n * 32);
   }
 
   /// The products of the 16 tokens at `tokens` in shared memory. The operands of the
@@ -64,19 +66,37 @@ struct WarpMultiplier {
     for (int g = 0; g < kGroups; ++g) {
       if (g >= groups) break;
       const bool last = g == kGroups - 1 || g == groups - 1;
+      const int then = (g + 1) % kGroups;
+      // x of the next group, as all of this group need theirs.
+      std::uint32_t next_b[kLines][kTilesN / 2][4];
+      if constexpr (kTogether > 1) {
+#pragma unroll
+        for (int l = 0; l < kLines; ++l) {
+          load_x(next_b[l], last ? next + x[l] : tokens + x[then * kLines + l]);
+        }
+      }
 #pragma unroll
       for (int q = 0; q < kAhead; ++q) {
         const int j = g * kAhead + q;
+        const auto& of_x = b[q / kTogether];
 #pragma unroll
         for (int n = 0; n < kTilesN; ++n) {
 #pragma unroll
           for (int m = 0; m < kTilesM; ++m) {
-            ptx::mma_16x8x16<Element>(d[j][m][n], a[q][m], b[q][n / 2][n % 2 * 2],
-                                      b[q][n / 2][n % 2 * 2 + 1]);
+            ptx::mma_16x8x16<Element>(d[j][m][n], a[q][m], of_x[n / 2][n % 2 * 2],
+                                      of_x[n / 2][n % 2 * 2 + 1]);
           }
         }
-        const int then = (j + kAhead) % C::kOwned;
-        load(q, last ? next + dy[q] : tokens + dy[then], last ? next + x[q] : tokens + x[then]);
+        load_dy(q, last ? next + dy[q] : tokens + dy[then * kAhead + q]);
+        if constexpr (kTogether == 1) {
+          load_x(b[q], last ? next + x[q] : tokens + x[then * kAhead + q]);
+        }
+      }
+      if constexpr (kTogether > 1) {
+#pragma unroll
+        for (int i = 0; i < kLines * (kTilesN / 2) * 4; ++i) {
+          (&b[0][0][0])[i] = (&next_b[0][0][0])[i];
+        }
       }
     }
   }
@@ -96,7 +116,9 @@ struct WarpMultiplier {
     at.stage = 0;
     if (task.stages > 0) wait(0);
 #pragma unroll
-    for (int q = 0; q < kAhead; ++q) load(q, ring + dy[q], ring + x[q]);
+    for (int q = 0; q < kAhead; ++q) load_dy(q, ring + dy[q]);
+#pragma unroll
+    for (int l = 0; l < kLines; ++l) load_x(b[l], ring + x[l]);
     std::uint32_t tokens = ring;
     for (int s = 0, i = 0; s < task.stages;) {
       const int stage = at.stage;
@@ -115,22 +137,12 @@ struct WarpMultiplier {
       __syncwarp();
       release_stage<C>(&shared.empty[stage]);
     }
-    const CellStore<C> store{p, task, shared.targets[worker]};
-#pragma unroll
-    for (int j = 0; j < C::kOwned; ++j) {
-      if (j >= count) continue;
-#pragma unroll
-      for (int m = 0; m < kTilesM; ++m) {
-#pragma unroll
-        for (int n = 0; n < kTilesN; ++n) {
-          const float (&v)[4] = d[j][m][n];
-          const int row = m * 16 + lane / 4;
-          const int column = n * 8 + lane % 4 * 2;
-          store(j, row, column, v[0], v[1]);
-          store(j, row + 8, column, v[2], v[3]);
-        }
-      }
-    }
+    constexpr int kQuads = kTilesM * kTilesN;  // of a cell
+    SumStore<C>{p, shared, shared.targets[worker]}.run(
+        reinterpret_cast<const float (&)[C::kOwned * kQuads * 4]>(d), count * kQuads, [&](int q) {
+          return Quad{q / kQuads, q / kTilesN % kTilesM * 16 + lane / 4,
+                      q % kTilesN * 8 + lane % 4 * 2};
+        });
   }
 };
 

@@ -69,15 +69,12 @@ struct WarpgroupMultiplier {
     ptx::wgmma_wait<0>();
     fence();
     if (in_flight >= 0) release_stage<C>(&shared.empty[in_flight]);
-    const CellStore<C> store{p, task, shared.targets[0]};
-    const int row = consumer * 64 + warp * 16 + lane / 4;
-#pragma unroll
-    for (int j = 0; j < Count; ++j) {
-#pragma unroll
-      for (int i = 0; i < C::kWidth / 2; i += 2) {
-        store(j, row + i / 2 % 2 * 8, i / 4 * 8 + lane % 4 * 2, d[j][i], d[j][i + 1]);
-      }
-    }
+    constexpr int kQuads = C::kWidth / 8;  // of a cell
+    SumStore<C>{p, shared, shared.targets[0]}.run(
+        reinterpret_cast<const float (&)[Count * 4 * kQuads]>(d), Count * kQuads, [&](int q) {
+          return Quad{q / kQuads, consumer * 64 + warp * 16 + lane / 4,
+                      q % kQuads * 8 + lane % 4 * 2};
+        });
   }
 
   /// Stages that the other CTA of the cluster needs.

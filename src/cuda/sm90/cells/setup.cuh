@@ -129,7 +129,12 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
   task->box_bytes = p.rounds.stage_tokens * C::kBox * 2;
   task->stage_bytes = max(boxes, boxes_there) * task->box_bytes;
   task->ring_stages = min(kMaxStages, kRingBytes / task->stage_bytes);
-  task->stages = ceil_div(max(piece.end - piece.begin, 0), p.rounds.stage_tokens);
+  const int part_stages =
+      ceil_div(ceil_div(p.rounds.tokens, p.rounds.stage_tokens), p.rounds.parts);
+  const int part = p.rounds.parts == 1 ? 0 : static_cast<int>(ptx::cluster_rank());
+  task->begin = part * part_stages * p.rounds.stage_tokens;
+  task->stages =
+      min(part_stages, ceil_div(max(p.rounds.tokens - task->begin, 0), p.rounds.stage_tokens));
 
   const int units = task->box_bytes / 16;
   const auto in_both = [&](const unsigned (&words)[kCluster][kMaxPanels / 32], int panel) {
@@ -145,11 +150,9 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
     return columns.box(panel, in_both(shared.column_panels, panel), C::kColumnBoxes) * units +
            column % C::kPanelColumns * (C::kWidth * 2 / 16);
   };
-  const auto target_of = [&](const Cell& cell, int index) {
-    return Target{cell.slot,
-                  (unit.row0 + cell.row()) % p.plane.down * C::kHeight * p.block_width +
-                      (unit.column0 + cell.column()) % p.plane.across * C::kWidth,
-                  index};
+  const auto target_of = [&](const Cell& cell) {
+    return Target{cell.slot, (unit.row0 + cell.row()) % p.plane.down * C::kHeight * p.block_width +
+                                 (unit.column0 + cell.column()) % p.plane.across * C::kWidth};
   };
   constexpr int kProducts = Shared<C>::kProducts;
   if (t < C::kWorkers * kProducts) {
@@ -157,20 +160,18 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
     const int j = t % kProducts;
     const int begin = task->first + first_cell<C>(*task, worker);
     const int end = task->first + first_cell<C>(*task, worker + 1);
-    const int i = begin + j * C::kTogether;
+    const int i = begin + j * (C::kPaired ? 2 : 1);
     if constexpr (C::kPaired) {
       PairOperands operands{0, 0};
       if (i < end) {
         Cell low = shared.cells[i];
         Cell high = shared.cells[i + 1];
-        const bool single = high.slot < 0;
-        if (single) high.place = low.place;
+        if (high.slot < 0) high.place = low.place;
         // The distance between the two must not be negative.
         const auto place_of = [&](const Cell& cell) {
           return C::kByRow ? x_of(cell.column()) : dy_of(cell.row());
         };
-        const int swap = place_of(high) < place_of(low) ? 1 : 0;
-        if (swap != 0) {
+        if (place_of(high) < place_of(low)) {
           const Cell first = low;
           low = high;
           high = first;
@@ -178,20 +179,22 @@ __device__ __forceinline__ bool set_up(const Params& p, Shared<C>& shared, int i
         const unsigned distance = unsigned(place_of(high) - place_of(low)) << 16;
         operands = {unsigned(dy_of(low.row())) | (C::kByRow ? 0 : distance),
                     unsigned(x_of(low.column())) | (C::kByRow ? distance : 0)};
-        shared.targets[worker][2 * j] = target_of(low, i + swap);
-        shared.targets[worker][2 * j + 1] = target_of(high, i + 1 - swap);
+        shared.targets[worker][2 * j] = target_of(low);
+        shared.targets[worker][2 * j + 1] = target_of(high);
       }
       shared.operands[worker][j] = operands;
     } else {
       // Beyond a worker's cells: sums that nobody stores.
-      Operands operands{0, 0};
+      auto& operands = shared.operands[worker][j];
+      operands = {0, 0};
       if (i < end) {
-        const Cell cell = shared.cells[i];
-        operands = {static_cast<std::uint16_t>(dy_of(cell.row())),
-                    static_cast<std::uint16_t>(x_of(cell.column()))};
-        shared.targets[worker][j] = target_of(cell, i);
+        Cell cell = shared.cells[i];
+        // A hole reads what its neighbour does.
+        if (cell.slot < 0) cell.place = shared.cells[i - j % C::kTogether].place;
+        operands.dy = dy_of(cell.row());
+        operands.x = x_of(cell.column());
+        shared.targets[worker][j] = target_of(cell);
       }
-      shared.operands[worker][j] = operands;
     }
   }
   ptx::named_barrier(kSetupBarrier, kThreads);

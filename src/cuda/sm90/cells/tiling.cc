@@ -2,25 +2,24 @@
 #include "cuda/sm90/cells/tiling.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <limits>
-#include <map>
-#include <tuple>
 
 #include "cuda/sm90/cells/plane.h"
 
 namespace block_sparse::cuda::sm90::cells {
 namespace {
 
-// Measured on an H100, per multiprocessor (memory: of all) and nanosecond.
-constexpr double kLoadBytes = 45;              // out of L2
-constexpr double kArriveBytes = 80;            // into a multiprocessor, by multicast
-constexpr double kMemoryBytes = 2500;          // from memory
-constexpr double kProducts = 3594;             // multiply-adds at the tensor cores' peak
-constexpr double kPieceNs = 4000;              // to set a piece up and to store it
-constexpr double kClusterCost = 1.03;          // of two CTAs that wait for each other
-constexpr int kMaxBoxes = kMaxStageBoxes / 2;  // of 32 tokens
+// Measured on an H100, per nanosecond, of a multiprocessor where not of all.
+constexpr double kLoadBytes = 6000;    // out of L2, of all
+constexpr double kArriveBytes = 60;    // into a multiprocessor
+constexpr double kMemoryBytes = 2800;  // from memory, of all
+constexpr double kProducts = 3594;     // multiply-adds at the tensor cores' peak
+constexpr double kPieceNs = 4000;      // to set a piece up and to store it
+constexpr double kPartsNs = 5000;      // until the CTAs of a cluster are ready to add up
+constexpr double kPartNs = 100;        // more, times the square of their number
+constexpr double kExchangeBytes = 20;  // of partial sums
+constexpr int kMinPartTokens = 256;
+constexpr int kMoreRounds = 2;  // than are needed, of smaller pieces
 
 /// Share of the peak that the products reach when everything has been loaded.
 double share_of_peak(const TilingProblem& p) {
@@ -30,206 +29,168 @@ double share_of_peak(const TilingProblem& p) {
 
 /// A way to cut the plane.
 struct Cut {
-  int cluster;
-  int groups, segments;
+  int cluster;                  // CTAs that share a piece
+  int unit_rows, unit_columns;  // panels, at most; 0: as many as a unit may have
   bool by_row;
+  int together;
 };
+
+double density_of(const TilingProblem& p) {
+  return std::min(1., double(p.blocks) / (double(p.rows) * double(p.columns)));
+}
+
+/// The fastest of what was measured on an H100 with 8192 tokens: 4096 -> 14336 (wide),
+/// 4096 -> 4096, 768 -> 3072.
+Cut cut_of(const TilingProblem& p) {
+  const double density = density_of(p);
+  const bool dense = density >= .2;
+  const bool wide =
+      std::int64_t(p.rows) * p.cell_height * p.columns * p.cell_width >= std::int64_t(1) << 25;
+  // Two CTAs share a piece where there are enough for half of the multiprocessors.
+  const int shared = p.blocks > p.multiprocessors * (p.cell_height == 128 ? 1.2 : 6.) ? 2 : 1;
+  if (p.cell_height == 128) return {shared, 0, 0, dense, 1};
+  if (p.cell_height == 64) {
+    if (dense && shared == 2) return {2, 0, 8, true, 2};
+    if (dense && density < .4) return {1, 0, 0, true, 2};
+    return {shared, 0, 0, shared == 1 && !dense, 1};
+  }
+  if (p.cell_height == 32 && p.cell_width == 32) {
+    if (dense) return {1, 16, 0, false, 2};
+    const int rows = density < .08 ? 8 : wide ? 21 : 12;
+    return {wide ? 2 : 1, rows, 0, false, 2};
+  }
+  if (p.cell_height == 16 && p.cell_width == 16) {
+    if (dense) return density >= .4 ? Cut{1, 8, 16, false, 4} : Cut{1, 12, 32, false, 4};
+    return density >= .08 ? Cut{1, 14, 16, false, 1} : Cut{1, 12, 32, false, 2};
+  }
+  return {1, 14, 32, false, 1};
+}
+
+CellKind kind_of(const TilingProblem& p, int together) {
+  return {p.cell_height, p.cell_width, together};
+}
 
 /// What an even density makes of a unit.
 struct UnitSize {
-  double rows, columns;         // panels
-  int row_cells, column_cells;  // of a panel
-  double empty;                 // probability
-  double cells, deviation;      // with holes
-  int piece_cells;              // at most
+  double rows, columns;     // panels
+  double cells, deviation;  // with holes
 };
 
-UnitSize size_of(const TilingProblem& p, const Cut& c) {
-  UnitSize u{};
-  const int box_width = box_features(p.cell_height, p.cell_width);
-  u.row_cells = std::max(box_width / p.cell_height, 1);
-  u.column_cells = std::max(box_width / p.cell_width, 1);
-  u.rows = double(ceil_div(p.rows, u.row_cells)) / c.groups;
-  u.columns = double(ceil_div(p.columns, u.column_cells)) / c.segments;
-  const double density = std::min(1., double(p.blocks) / (double(p.rows) * double(p.columns)));
-  u.empty = 1 - density;
-  const double down = double(p.rows) / c.groups;
-  const double across = double(p.columns) / c.segments;
-  u.cells = density * down * across;
-  u.deviation = c.groups * c.segments == 1 ? 0 : std::sqrt(u.cells * u.empty);
-  if (are_paired(p.cell_height, p.cell_width)) {
-    // A line of an odd number of cells leaves half a product empty.
-    const double odd = (1 - std::pow(1 - 2 * density, c.by_row ? across : down)) / 2;
-    u.cells += odd * (c.by_row ? down : across);
-  }
-  u.piece_cells = c.cluster * capacity(p.cell_height, p.cell_width);
+UnitSize size_of(const TilingProblem& p, const Tiling& t, int panel_rows, int panel_columns) {
+  const double density = density_of(p);
+  const double down = double(p.rows) / t.groups;
+  const double across = double(p.columns) / t.segments;
+  UnitSize u{double(panel_rows) / t.groups, double(panel_columns) / t.segments,
+             density * down * across, 0};
+  if (t.groups * t.segments > 1) u.deviation = std::sqrt(u.cells * (1 - density));
+  // Lines are filled up: with pairs, those of an odd number of cells.
+  const double odd = (1 - std::pow(1 - 2 * density, t.by_row ? across : down)) / 2;
+  u.cells += (t.together == 2 ? odd : (t.together - 1) * .5) * (t.by_row ? down : across);
   return u;
 }
 
-/// Pieces that nearly all units can do with.
-int least_pieces(const UnitSize& u) {
-  return std::max(1, static_cast<int>(std::ceil((u.cells + 2 * u.deviation) / u.piece_cells)));
-}
-/// As many as fill the last round.
-int filling_pieces(const TilingProblem& p, const Cut& c, int least) {
-  const int units = c.groups * c.segments;
-  const int clusters = p.multiprocessors / c.cluster;
-  return std::max(ceil_div(units * least, clusters) * clusters / units, least);
-}
-
-struct Estimate {
-  double ns = std::numeric_limits<double>::infinity();
-  Tiling tiling{};
+/// Expected duration of a piece, in ns.
+struct PieceTime {
+  double walk;  // along the tokens: of its loads or of its products
+  double ends;  // to set it up and to store it
 };
 
-Estimate estimate(const TilingProblem& p, const Cut& c, int unit_pieces) {
-  const int clusters = p.multiprocessors / c.cluster;
-  const bool whole_panels = p.cell_height >= kBoxFeatures;  // a cell is a panel
-  const bool paired = are_paired(p.cell_height, p.cell_width);
-  const UnitSize u = size_of(p, c);
-  Estimate e;
-  Tiling& t = e.tiling;
-  t.cluster = c.cluster;
-  t.groups = c.groups;
-  t.segments = c.segments;
-  t.by_row = c.by_row;
-  t.unit_pieces = unit_pieces;
-  t.stage_tokens = 32;
-  const int most_rows = static_cast<int>(std::ceil(u.rows));
-  const int most_columns = static_cast<int>(std::ceil(u.columns));
-  if (most_rows > kMaxPanels || most_columns > kMaxPanels ||
-      most_rows * u.row_cells * most_columns * u.column_cells > kMaxUnitCells) {
-    return e;
-  }
-  // Panels that a CTA may need of a unit, whatever the pattern is: a pair needs one column.
-  const int most_panels =
-      most_rows +
-      (paired ? std::min(most_columns, capacity(p.cell_height, p.cell_width) / 2) : most_columns);
-  if (!whole_panels && most_panels > (paired ? 2 : 1) * kMaxBoxes) {
-    if (paired || most_panels > 2 * kMaxBoxes) return e;
-    t.stage_tokens = 16;
-  }
-
-  const double possible = std::max(1., std::floor(u.cells / (paired ? 2 : 1)));
-  const double pieces =
-      std::max(std::min<double>(unit_pieces, possible), std::ceil(u.cells / u.piece_cells));
-  // The largest pieces of a round are what the others wait for.
-  const double units_spread = std::min(2., std::log2(c.groups * c.segments) / 2);
-  const double largest =
-      std::min<double>(u.piece_cells, (u.cells + units_spread * u.deviation) / pieces + .5);
-  const double part = std::min(1., largest / std::max(u.cells, 1e-3));  // of a unit
-  // Panels along the order of the cells, and those across, that a CTA's half of a
-  // piece touches, and that both do.
-  const double along = c.by_row ? u.rows : u.columns;
-  const double across = c.by_row ? u.columns : u.rows;
-  const double no_panel = std::pow(u.empty, u.row_cells * u.column_cells);
-  const double half = std::min(along, along * part / c.cluster + .7);
-  const double in_any = 1 - std::pow(no_panel, across);
-  const double spanned = half * in_any;
-  const double hit = 1 - std::pow(no_panel, along * part / c.cluster);
-  const double touched = across * hit;
-  const double spanned_both = std::max(0., 2 * half - std::min(along, along * part + .7)) * in_any;
-  const double both = c.cluster == 1 ? 0 : spanned_both + touched * hit;
-  const int panel_boxes = std::max(p.cell_height / kBoxFeatures, 1);
-  const int box_width = box_features(p.cell_height, p.cell_width);
-  // Boxes of 64 bytes take longer than their bytes say.
-  const double box_bytes = panel_boxes * box_width * 2 * (box_width < kBoxFeatures ? 1.2 : 1.);
-  const double arriving = (spanned + touched) * box_bytes;
-  const double leaving = arriving - both / c.cluster * box_bytes;
-  const double load = std::max(arriving / kArriveBytes, leaving / kLoadBytes);
+/// Of a piece of so many cells, while as many pieces run as there are or fit.
+PieceTime piece_time(const TilingProblem& p, const Tiling& t, const UnitSize& u, double cells,
+                     double pieces) {
+  const CellKind kind = kind_of(p, t.together);
+  const double along = t.by_row ? u.rows : u.columns;
+  const double across = t.by_row ? u.columns : u.rows;
+  const double of_cta = std::ceil(cells / t.cluster);
+  // Panels that the piece spans in its order, which CTAs share, and those across.
+  const double spanned = std::max(along * std::min(1., cells / std::max(u.cells, 1.)), 1.);
+  const double in_panel = kind.panel_rows() * kind.panel_columns();
+  const double touched =
+      std::min(of_cta, across * (1 - std::pow(1 - density_of(p), in_panel * spanned)));
+  const double panel_bytes = std::max(p.cell_height, kind.box_features()) * 2;
+  const double ctas = std::min<double>(pieces * t.cluster * t.parts, p.multiprocessors);
+  const double load =
+      (spanned / t.cluster + touched) * panel_bytes / std::min(kArriveBytes, kLoadBytes / ctas);
+  // Cells that fill up those which are worked on as a group cost as much.
+  const double group = kind.capacity() / (kind.by_wgmma() ? 3. : 4.);
   const double multiply =
-      largest / c.cluster * p.cell_height * p.cell_width / (kProducts * share_of_peak(p));
-
-  // The part of the plane that is in flight is read from memory once a round.
-  const double all = c.groups * c.segments * pieces;
-  const double units = std::min(all, double(clusters)) / pieces;
-  double row_share = 1. / c.groups;
-  double column_share = 1. / c.segments;
-  if (units >= c.segments) {
-    row_share *= units / c.segments;
-    column_share = 1;
-  } else if (units >= 1 || !c.by_row) {
-    column_share *= units;
-  } else {
-    row_share *= units;
-  }
-  const double memory =
-      2 * (row_share * p.rows * p.cell_height + column_share * p.columns * p.cell_width) /
-      kMemoryBytes;
-  const double token_ns =
-      std::cbrt(std::pow(load, 3) + std::pow(multiply, 3) + std::pow(memory, 3));
-  const double piece_ns = p.tokens * token_ns * (c.cluster == 1 ? 1 : kClusterCost) + kPieceNs;
-  t.piece_ns = static_cast<int>(std::min(piece_ns, 1e8));
-
-  const Rounds rounds{clusters,
-                      p.tokens,
-                      t.stage_tokens,
-                      u.piece_cells,
-                      unit_pieces,
-                      t.piece_ns,
-                      u.piece_cells * p.cell_height * p.cell_width * 4,
-                      2 * clusters};
-  const int whole = static_cast<int>(all) / clusters;
-  const int tail = static_cast<int>(all) % clusters;
-  std::int64_t last = std::numeric_limits<std::int64_t>::max();
-  for (int s = 1; s <= kMaxSplits; ++s) {
-    if (can_split(rounds, tail, s)) last = std::min(last, tail_ns(rounds, tail, s));
-  }
-  e.ns = whole * piece_ns + static_cast<double>(last);
-  return e;
+      std::ceil(of_cta / group) * group * kind.elements() / (kProducts * share_of_peak(p));
+  const double exchange = t.parts == 1 ? 0
+                                       : kPartsNs + t.parts * t.parts * kPartNs +
+                                             cells * kind.elements() * 4 / kExchangeBytes;
+  return {ceil_div(p.tokens, t.parts) * std::max(load, multiply), kPieceNs + exchange};
 }
 
-/// Numbers of panels in a unit that are tried along each side.
-constexpr std::array kSizes{1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13,  14,
-                            16, 18, 20, 22, 24, 26, 28, 32, 40, 48, 64, 96, 128, 256};
+/// Expected number of pieces of a unit which is cut into `wanted`, or as many as it needs.
+double expected_pieces(const UnitSize& u, int piece_cells, int wanted) {
+  double pieces = wanted;
+  for (int k = wanted; k * piece_cells < u.cells + 3 * u.deviation; ++k) {
+    const double spread = std::max(u.deviation, 1e-3) * std::sqrt(2.);
+    pieces += std::erfc((k * piece_cells - u.cells) / spread) / 2;
+  }
+  return pieces;
+}
 
-template <class F>
-void for_each_cut(const TilingProblem& p, F&& f) {
-  const int box_width = box_features(p.cell_height, p.cell_width);
-  const int panel_rows = ceil_div(p.rows, std::max(box_width / p.cell_height, 1));
-  const int panel_columns = ceil_div(p.columns, std::max(box_width / p.cell_width, 1));
-  int groups = 0;
-  for (const int rows : kSizes) {
-    if (groups == ceil_div(panel_rows, rows)) continue;
-    groups = ceil_div(panel_rows, rows);
-    int segments = 0;
-    for (const int columns : kSizes) {
-      if (segments == ceil_div(panel_columns, columns)) continue;
-      segments = ceil_div(panel_columns, columns);
-      for (const bool by_row : {false, true}) {
-        if (by_row && std::min(p.cell_height, p.cell_width) < kBoxFeatures) continue;
-        if (!by_row && are_paired_by_row(p.cell_height, p.cell_width)) continue;
-        f(Cut{1, groups, segments, by_row});
-        if (may_share(p.cell_height, p.cell_width)) f(Cut{2, groups, segments, by_row});
+/// Into how many pieces each unit, and into how many parts the tokens are cut, such that
+/// the rounds are expected to take the least time.
+void choose_pieces(const TilingProblem& p, const UnitSize& u, int piece_cells, Tiling* t) {
+  const int units = t->groups * t->segments;
+  const double least = units * expected_pieces(u, piece_cells, 1);
+  // Of what is touched of x and dy.
+  const double empty = 1 - density_of(p);
+  const double memory = ((1 - std::pow(empty, p.columns)) * p.rows * p.cell_height +
+                         (1 - std::pow(empty, p.rows)) * p.columns * p.cell_width) *
+                        2 * p.tokens / kMemoryBytes;
+  double fastest = 0;
+  Tiling best{};
+  for (int parts = 1; parts <= (t->cluster == 1 ? kMaxParts : 1); parts *= 2) {
+    const int clusters = clusters_of(p.multiprocessors, t->cluster * parts);
+    if (parts > 1 && p.tokens < parts * kMinPartTokens) break;
+    if (parts > 2 && least > clusters) break;
+    Tiling with = *t;
+    with.parts = parts;
+    const int rounds = static_cast<int>(std::ceil(least / clusters - .02));
+    // As few as possible, or as many as keep all busy to the end.
+    for (int filled = t->cluster == 2 ? rounds : rounds - 1; filled <= rounds + kMoreRounds;
+         ++filled) {
+      with.unit_pieces = filled < rounds ? 1 : std::max(filled * clusters / units, 1);
+      const double expected = std::min(expected_pieces(u, piece_cells, with.unit_pieces),
+                                       std::max(u.cells / t->together, 1.));
+      const double largest =
+          std::min<double>(piece_cells, std::ceil((u.cells + u.deviation) / expected));
+      const double needed_rounds = std::ceil(units * expected / clusters - .02);
+      const PieceTime piece = piece_time(p, with, u, largest, units * expected);
+      const double ns = std::max(needed_rounds * piece.walk, memory) + needed_rounds * piece.ends;
+      if (best.parts == 0 || ns < fastest) {
+        fastest = ns;
+        best = with;
       }
     }
   }
-}
-
-Tiling search(const TilingProblem& p) {
-  Estimate best;
-  for_each_cut(p, [&](const Cut& c) {
-    const int least = least_pieces(size_of(p, c));
-    for (const int pieces : {least, filling_pieces(p, c, least)}) {
-      const Estimate e = estimate(p, c, pieces);
-      if (e.ns < best.ns) best = e;
-    }
-  });
-  return best.tiling;
+  *t = best;
 }
 
 }  // namespace
 
-Tiling choose_tiling(const TilingProblem& problem) {
-  // The search takes hundreds of microseconds; a layer asks the same every step.
-  constexpr std::size_t kRemembered = 1024;
-  const auto key =
-      std::make_tuple(problem.rows, problem.columns, problem.cell_height, problem.cell_width,
-                      problem.blocks, problem.tokens, problem.multiprocessors);
-  thread_local std::map<std::tuple<int, int, int, int, int, int, int>, Tiling> known;
-  if (const auto found = known.find(key); found != known.end()) return found->second;
-  if (known.size() == kRemembered) known.clear();
-  return known[key] = search(problem);
+Tiling choose_tiling(const TilingProblem& p) {
+  const Cut c = cut_of(p);
+  const CellKind kind = kind_of(p, c.together);
+  const int panel_rows = ceil_div(p.rows, kind.panel_rows());
+  const int panel_columns = ceil_div(p.columns, kind.panel_columns());
+  const int cells = kind.capacity();
+  Tiling t{};
+  t.cluster = c.cluster;
+  t.by_row = c.by_row;
+  t.together = c.together;
+  t.groups = ceil_div(panel_rows, c.unit_rows > 0 ? c.unit_rows : kMaxPanels);
+  t.segments = ceil_div(panel_columns, c.unit_columns > 0 ? c.unit_columns : kMaxPanels);
+  // Boxes that a CTA may need of a unit, whatever the pattern is.
+  const int rows = ceil_div(panel_rows, t.groups);
+  const int columns = ceil_div(panel_columns, t.segments);
+  const int boxes = std::min(rows, cells) + std::min(columns, cells / c.together);
+  t.stage_tokens = p.cell_height >= kBoxFeatures || boxes <= kind.max_boxes(32) ? 32 : 16;
+  choose_pieces(p, size_of(p, t, panel_rows, panel_columns), c.cluster * cells, &t);
+  return t;
 }
 
 }  // namespace block_sparse::cuda::sm90::cells

@@ -14,15 +14,15 @@ struct TilingProblem {
 
 struct Tiling {
   int cluster;  // CTAs that share a piece: 1 or 2
+  int parts;    // that the tokens are cut into; 1 if CTAs share pieces
   int groups, segments;
   int unit_pieces;
+  int together;  // of CellKind
   bool by_row;
   int stage_tokens;
-  int piece_ns;  // expected duration of a piece
 };
 
-/// The cut with the shortest expected duration, by a model of the loads, the
-/// products and the reads from memory.
+/// The cut that was the fastest for such a problem.
 Tiling choose_tiling(const TilingProblem& problem);
 
 }  // namespace block_sparse::cuda::sm90::cells

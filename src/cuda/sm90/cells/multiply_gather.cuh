@@ -7,13 +7,15 @@
 
 namespace block_sparse::cuda::sm90::cells {
 
-/// A consumer warpgroup that multiplies pairs of cells: of 32 x 32 with the same
-/// column, of 64 x 64 with the same row. What differs, 64 rows of dy or 128 columns
-/// of x, is gathered by a product's descriptor.
+/// A consumer warpgroup that multiplies cells of 64 x 64 one by one, or pairs of cells: of
+/// 32 x 32 with the same column, of 64 x 64 with the same row. What differs, 64 rows of dy
+/// or 128 columns of x, is gathered by a product's descriptor.
 template <class C>
-struct PairMultiplier {
-  using Mma = ptx::Wgmma<typename C::Element, C::kByRow ? 2 * C::kWidth : C::kWidth>;
-  static constexpr int kSums = (C::kByRow ? 2 : 1) * C::kWidth / 2;  // of a product
+struct GatherMultiplier {
+  static constexpr int kCells = C::kTogether;  // of a product
+  static constexpr int kColumns = C::kByRow ? 2 * C::kWidth : C::kWidth;
+  static constexpr int kSums = kColumns / 2;
+  using Mma = ptx::Wgmma<typename C::Element, kColumns>;
   static constexpr int kRowBytes = C::kBox * 2;
   static constexpr int kProducts = Shared<C>::kProducts;
   static constexpr int kGroup = kProducts / 3;  // products between reads of descriptors
@@ -83,7 +85,7 @@ struct PairMultiplier {
       for (float& v : d[j]) v = 0;
     }
     at.stage = 0;
-    const int count = __shfl_sync(~0u, cells_of<C>(task, worker) / 2, 0);
+    const int count = __shfl_sync(~0u, cells_of<C>(task, worker) / kCells, 0);
     switch (ceil_div(count, kGroup)) {
       case 0:
         sum<0>(task);
@@ -98,19 +100,14 @@ struct PairMultiplier {
         sum<3>(task);
     }
     static_assert(kProducts / kGroup == 3);
-    const CellStore<C> store{p, task, shared.targets[worker]};
-#pragma unroll
-    for (int j = 0; j < kProducts; ++j) {
-      if (j >= count) continue;
-#pragma unroll
-      for (int i = 0; i < kSums; i += 2) {
-        const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8;
-        const int column = i / 4 * 8 + lane % 4 * 2;
-        const int cell = 2 * j + (C::kByRow ? i / 4 * 8 / C::kWidth : warp / 2);
-        if (shared.targets[worker][cell].slot < 0) continue;
-        store(cell, row % C::kHeight, column % C::kWidth, d[j][i], d[j][i + 1]);
-      }
-    }
+    constexpr int kQuads = kSums / 4;  // of a product
+    SumStore<C>{p, shared, shared.targets[worker]}.run(
+        reinterpret_cast<const float (&)[kProducts * kSums]>(d), count * kQuads, [&](int q) {
+          const int row = warp * 16 + lane / 4;
+          const int column = q % kQuads * 8;
+          const int cell = kCells * (q / kQuads) + row / C::kHeight + column / C::kWidth;
+          return Quad{cell, row % C::kHeight, column % C::kWidth + lane % 4 * 2};
+        });
   }
 };
 
