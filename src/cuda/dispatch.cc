@@ -50,14 +50,14 @@ const char* needs_ampere(const Device& device) {
   return device.major >= 8 ? nullptr : "the device is older than Ampere";
 }
 
-/// Measured on an H100 between 4096 and 14336 features, 8192 tokens, with blocks of 32 at
-/// densities .1 and .05: input gradient 2.5 and 4.4 times as fast as dense instead of 1.95
-/// and 2.8, forward 2.1 and 3.2 instead of 2.6 and 4.0.
-const char* slower_than_portable(const SpmmProblem& p) {
+/// Measured on an H100 with 8192 tokens. Blocks of 32 and 16: 245 and 620 us instead of 280 and
+/// 807 at density .05 (forward, 4096 -> 14336), 488 instead of 506 at .1 in the input gradient
+/// with blocks of 32, but 935 and 1711 instead of 786 and 1107 at .25.
+const char* slower_than_spmm(const SpmmProblem& p) {
   const bool input_gradient = p.stride_m == 1;
-  const bool few = p.height == 32 && generic::density_bound(p) < 0.15;
-  return input_gradient && few && sm80::spmm::refusal(p) == nullptr
-             ? "sm80_spmm is faster for the input gradient of few blocks of 32"
+  const double most = input_gradient && p.height == 32 ? 0.15 : 0.075;
+  return p.height < 64 && generic::density_bound(p) >= most
+             ? "sm90_spmm is faster for more of such small blocks"
              : nullptr;
 }
 
@@ -111,13 +111,13 @@ constexpr Kernel<SpmmProblem> kSpmm[] = {
        const char* why = needs_hopper(d);
        return why != nullptr ? why : sm90::wide::refusal(p);
      },
-     sm90::wide::run, nullptr},
+     sm90::wide::run, nullptr, slower_than_spmm},
     {"sm90_spmm",
      [](const SpmmProblem& p, const Device& d) {
        const char* why = needs_hopper(d);
        return why != nullptr ? why : sm90::spmm::refusal(p);
      },
-     sm90::spmm::run, nullptr, slower_than_portable},
+     sm90::spmm::run, nullptr},
     {"sm80_spmm",
      [](const SpmmProblem& p, const Device& d) {
        const char* why = needs_ampere(d);

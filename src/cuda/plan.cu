@@ -13,7 +13,9 @@ namespace {
 std::int64_t schedule_length(std::int64_t lines, std::int64_t line_height,
                              std::int64_t line_depth) {
   const bool wide = line_height % 64 == 0 && line_depth % 64 == 0;
-  return wide ? Schedule::length(Schedule::pairs_of(lines * line_height)) : 0;
+  return wide || plan::has_groups(line_height, line_depth)
+             ? Schedule::length(Schedule::pairs_of(lines * line_height))
+             : 0;
 }
 
 struct Table {
@@ -44,18 +46,34 @@ constexpr Table kTables[] = {
        return plan::fill_order(columns_of(p), table, stream);
      }},
     {[](const PatternView& p) {
+       return plan::has_groups(p.block_height, p.block_width) ? p.n_block_rows() : 0;
+     },
+     [](const PatternView& p, const std::int32_t*, std::int32_t* table, Stream stream) {
+       return plan::fill_groups(rows_of(p), table, stream);
+     }},
+    {[](const PatternView& p) {
+       return plan::has_groups(p.block_width, p.block_height) ? p.n_block_cols() : 0;
+     },
+     [](const PatternView& p, const std::int32_t*, std::int32_t* table, Stream stream) {
+       return plan::fill_groups(columns_of(p), table, stream);
+     }},
+    {[](const PatternView& p) {
        return schedule_length(p.n_block_rows(), p.block_height, p.block_width);
      },
      [](const PatternView& p, const std::int32_t* plan, std::int32_t* table, Stream stream) {
-       return plan::fill_schedule(rows_of(p), plan_table(p, plan, PlanTable::row_tiles), table,
-                                  stream);
+       const PlanTable order = plan::has_groups(p.block_height, p.block_width)
+                                   ? PlanTable::row_lines
+                                   : PlanTable::row_tiles;
+       return plan::fill_schedule(rows_of(p), plan_table(p, plan, order), table, stream);
      }},
     {[](const PatternView& p) {
        return schedule_length(p.n_block_cols(), p.block_width, p.block_height);
      },
      [](const PatternView& p, const std::int32_t* plan, std::int32_t* table, Stream stream) {
-       return plan::fill_schedule(columns_of(p), plan_table(p, plan, PlanTable::column_tiles),
-                                  table, stream);
+       const PlanTable order = plan::has_groups(p.block_width, p.block_height)
+                                   ? PlanTable::column_lines
+                                   : PlanTable::column_tiles;
+       return plan::fill_schedule(columns_of(p), plan_table(p, plan, order), table, stream);
      }},
 };
 static_assert(std::size(kTables) == static_cast<std::size_t>(PlanTable::count));
@@ -66,7 +84,7 @@ constexpr std::int64_t kAlignment = 32;
 // Raised whenever a table changes its length or meaning. The length of a plan
 // modulo kVersions is its version, so that a plan which comes from an older
 // version (with an exported program, say) is recognised without being read.
-constexpr std::int64_t kVersion = 2;
+constexpr std::int64_t kVersion = 3;
 constexpr std::int64_t kVersions = 64;
 
 std::int64_t rounded_up(std::int64_t value, std::int64_t to) { return (value + to - 1) / to * to; }

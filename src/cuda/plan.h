@@ -12,6 +12,8 @@ namespace block_sparse::cuda {
 enum class PlanTable {
   row_tiles,        // order of the tiles of block rows, most blocks first
   column_tiles,     // the same for block columns
+  row_lines,        // order of block rows less than 64 high: those that share columns together
+  column_lines,     // the same for block columns
   row_schedule,     // which cluster of CTAs works on which of them: `Schedule`
   column_schedule,  // the same for block columns
   count,
@@ -24,11 +26,12 @@ const std::int32_t* plan_table(const PatternView& pattern, const std::int32_t* p
 /// One orientation of the index: lines are block rows (forward) or block
 /// columns (input gradient), K runs across them.
 struct Lines {
-  const std::int32_t* pointers;   // count + 1
-  const std::int32_t* others;     // position across, ascending within a line
-  const std::int32_t* block_ids;  // slot
-  const std::int32_t* order;      // tiles, most blocks first; null: as they come
-  const std::int32_t* schedule;   // `Schedule`, null where there is no plan
+  const std::int32_t* pointers;    // count + 1
+  const std::int32_t* others;      // position across, ascending within a line
+  const std::int32_t* block_ids;   // slot
+  const std::int32_t* order;       // tiles, most blocks first; null: as they come
+  const std::int32_t* line_order;  // lines less than 64 high, in groups of 128 outputs
+  const std::int32_t* schedule;    // `Schedule`, null where there is no plan
   int count;
 };
 
@@ -44,9 +47,9 @@ constexpr std::int64_t tiles_of(std::int64_t lines, std::int64_t line_height) {
 
 /// How a schedule is laid out: for powers of two of token tiles, up to as many as
 /// make kRound items, the items of each cluster one after another. An item is a pair
-/// of tiles of 64 outputs, in their order, with a token tile. First comes the number
-/// of clusters it was made for (0: there is none), then for each power of two
-/// where the items of each cluster begin, and where those of the last one end.
+/// of tiles of 64 outputs, in the order of the tiles or lines, with a token tile. First comes the
+/// number of clusters it was made for (0: there is none), then for each power of two where the
+/// items of each cluster begin, and where those of the last one end.
 struct Schedule {
   static constexpr int kMaxClusters = 96;
   static constexpr int kMaxPairs = 4096;
@@ -54,6 +57,10 @@ struct Schedule {
   static constexpr int kRound = 1536;
   /// Bytes of x that all outputs are computed for before the next: they stay in L2.
   static constexpr int kInFlightBytes = 18 << 20;
+
+  /// Bytes of W that stay in L2 beside one tile of tokens, though all of them are read
+  /// again for each.
+  static constexpr int kWeightBytes = 16 << 20;
 
   /// That many tiles of `tokens` tokens, of 16 bits and `k` features.
   static constexpr std::int64_t in_flight(std::int64_t k, std::int64_t tokens) {
@@ -85,6 +92,7 @@ inline Lines row_lines(const PatternView& p, const std::int32_t* plan) {
           p.col_indices,
           p.block_ids,
           plan_table(p, plan, PlanTable::row_tiles),
+          plan_table(p, plan, PlanTable::row_lines),
           plan_table(p, plan, PlanTable::row_schedule),
           static_cast<int>(p.n_block_rows())};
 }
@@ -93,6 +101,7 @@ inline Lines column_lines(const PatternView& p, const std::int32_t* plan) {
           p.row_indices,
           p.t_block_ids,
           plan_table(p, plan, PlanTable::column_tiles),
+          plan_table(p, plan, PlanTable::column_lines),
           plan_table(p, plan, PlanTable::column_schedule),
           static_cast<int>(p.n_block_cols())};
 }

@@ -30,7 +30,7 @@ struct Tables {
 struct Side {
   const std::vector<std::int32_t>& pointers;
   const std::vector<std::int32_t>& others;
-  std::int64_t height;
+  std::int64_t height;  // of the lines
   Tables tables;
 
   std::int64_t lines() const { return static_cast<std::int64_t>(pointers.size()) - 1; }
@@ -38,27 +38,33 @@ struct Side {
     const auto i = static_cast<std::size_t>(line);
     return {others.begin() + pointers[i], others.begin() + pointers[i + 1]};
   }
-  /// Positions that a pair of tiles of 64 outputs reads.
-  std::size_t positions_of_pair(std::int64_t pair) const {
-    std::set<std::int32_t> all;
-    for (const std::int64_t segment : {2 * pair, 2 * pair + 1}) {
-      const std::int64_t rank = segment * 64 / height;
-      if (rank < lines()) all.merge(positions(tables.order[static_cast<std::size_t>(rank)]));
+  /// Boxes of x, 64 features or, for lower lines, 32, that a pair of tiles of 64 outputs reads.
+  std::size_t boxes_of_pair(std::int64_t pair) const {
+    const std::int64_t blocks_a_box = height == 16 ? 2 : 1;
+    std::set<std::int64_t> all;
+    for (std::int64_t out = pair * 128; out < (pair + 1) * 128;
+         out += std::min<std::int64_t>(height, 64)) {
+      const std::int64_t rank = out / height;
+      if (rank >= lines()) continue;
+      for (const std::int32_t p : positions(tables.order[static_cast<std::size_t>(rank)])) {
+        all.insert(p / blocks_a_box);
+      }
     }
     return all.size();
   }
 };
 
 std::vector<Side> sides_of(const Layer& l, const DeviceLayer& d) {
-  return {
-      {l.crow, l.col, l.c.block_height, Tables(d, PlanTable::row_tiles, PlanTable::row_schedule)},
-      {l.ccol, l.row, l.c.block_width,
-       Tables(d, PlanTable::column_tiles, PlanTable::column_schedule)}};
+  const bool low = l.c.block_height < 64;
+  const PlanTable rows = low ? PlanTable::row_lines : PlanTable::row_tiles;
+  const PlanTable columns = low ? PlanTable::column_lines : PlanTable::column_tiles;
+  return {{l.crow, l.col, l.c.block_height, Tables(d, rows, PlanTable::row_schedule)},
+          {l.ccol, l.row, l.c.block_width, Tables(d, columns, PlanTable::column_schedule)}};
 }
 
 class Plan : public testing::TestWithParam<LayerCase> {};
 
-TEST_P(Plan, EachTileHasOnePlaceInTheOrder) {
+TEST_P(Plan, EachLineHasOnePlaceInTheOrder) {
   const Layer l(GetParam(), 21);
   const DeviceLayer d(l);
   for (const Side& side : sides_of(l, d)) {
@@ -94,7 +100,7 @@ TEST_P(Plan, EachItemIsGivenToOneCluster) {
           ASSERT_LT(pair, pairs);
           ASSERT_LT(tile, 1 << level);
           EXPECT_TRUE(seen.emplace(pair, tile).second) << "pair " << pair << ", tile " << tile;
-          const std::size_t size = side.positions_of_pair(pair) + 1;
+          const std::size_t size = side.boxes_of_pair(pair) + 1;
           load += size;
           heaviest = std::max(heaviest, size);
         }
@@ -117,30 +123,44 @@ const LayerCase kCases[] = {
     {.out = 960, .in = 320, .block_height = 192, .block_width = 64, .density = 0.5},
     {.out = 448, .in = 832, .block_height = 64, .block_width = 64, .fill = Fill::one_full_row},
     {.out = 64, .in = 64, .block_height = 64, .block_width = 64, .fill = Fill::empty},
+    {.out = 4096, .in = 800, .block_height = 32, .block_width = 32, .density = 0.1},
+    {.out = 2048, .in = 1360, .block_height = 16, .block_width = 16, .density = 0.2},
+    // Groups of four, two and one that are left over; more lines than are compared at a time.
+    {.out = 368, .in = 240, .block_height = 16, .block_width = 16, .density = 0.3},
+    {.out = 17408, .in = 112, .block_height = 16, .block_width = 16, .density = 0.3},
+    {.out = 64, .in = 32, .block_height = 32, .block_width = 32, .fill = Fill::empty},
 };
-INSTANTIATE_TEST_SUITE_P(Wide, Plan, testing::ValuesIn(kCases));
+INSTANTIATE_TEST_SUITE_P(Tiles, Plan, testing::ValuesIn(kCases));
 
-// Two kinds of rows that share nothing: whatever their order, equals make pairs.
-TEST(PlanPairs, LinesThatShareTheirPositionsArePaired) {
-  constexpr std::int64_t kRows = 24;
-  LayerCase c{.out = kRows * 64, .in = 512, .block_height = 64, .block_width = 64, .density = 1};
-  Layer l(c, 23);
-  l.crow = {0};
-  l.col.clear();
-  for (std::int32_t r = 0; r < kRows; ++r) {
-    const std::int32_t first = r * 7 % 3 == 1 ? 0 : 4;
-    for (std::int32_t k = 0; k < 4; ++k) l.col.push_back(first + k);
-    l.crow.push_back(static_cast<std::int32_t>(l.col.size()));
-  }
-  const DeviceBuffer crow(l.crow), col(l.col);
-  DeviceLayer d(l);
-  d.pattern.crow_indices = crow.as<std::int32_t>();
-  d.pattern.col_indices = col.as<std::int32_t>();
-  ASSERT_TRUE(build_plan(d.pattern, d.plan.as<std::int32_t>(), nullptr).ok());
-  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
-  const Side rows{l.crow, l.col, 64, Tables(d, PlanTable::row_tiles, PlanTable::row_schedule)};
-  for (std::int64_t pair = 0; pair < kRows / 2; ++pair) {
-    EXPECT_EQ(rows.positions_of_pair(pair), 4u) << "pair " << pair;
+// Kinds of rows that share nothing: whatever their order, equals make groups.
+TEST(PlanGroups, LinesThatShareTheirPositionsAreTogether) {
+  for (const std::int32_t side : {16, 32, 64}) {
+    SCOPED_TRACE("blocks of " + std::to_string(side));
+    const std::int32_t lines = 128 / side * 6;
+    Layer l({.out = lines * side,
+             .in = 16 * side,
+             .block_height = side,
+             .block_width = side,
+             .density = 1},
+            23);
+    l.crow = {0};
+    l.col.clear();
+    for (std::int32_t r = 0; r < lines; ++r) {
+      const std::int32_t first = r * 7 % 3 * 4;
+      for (std::int32_t k = 0; k < 4; ++k) l.col.push_back(first + k);
+      l.crow.push_back(static_cast<std::int32_t>(l.col.size()));
+    }
+    const DeviceBuffer crow(l.crow), col(l.col);
+    DeviceLayer d(l);
+    d.pattern.crow_indices = crow.as<std::int32_t>();
+    d.pattern.col_indices = col.as<std::int32_t>();
+    ASSERT_TRUE(build_plan(d.pattern, d.plan.as<std::int32_t>(), nullptr).ok());
+    BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+    const PlanTable order = side < 64 ? PlanTable::row_lines : PlanTable::row_tiles;
+    const Side rows{l.crow, l.col, side, Tables(d, order, PlanTable::row_schedule)};
+    for (std::int64_t pair = 0; pair < 6; ++pair) {
+      EXPECT_EQ(rows.boxes_of_pair(pair), side == 16 ? 2u : 4u) << "pair " << pair;
+    }
   }
 }
 

@@ -35,8 +35,12 @@ TEST(SpmmDispatch, TheFastestKernelIsChosen) {
     const Layer l(c, 22);
     const DeviceLayer d(l);
     const DeviceBuffer dx(bytes_of(l.c.tokens, d.ldx, l.c.dtype));
-    EXPECT_EQ(kernel_of(input_gradient_args(l, d, dx.data())), "sm80_spmm");
+    EXPECT_EQ(kernel_of(input_gradient_args(l, d, dx.data())),
+              is_hopper ? "sm90_wide" : "sm80_spmm");
   }
+  c.density = 0.05;
+  EXPECT_EQ(chosen(c), is_hopper ? "sm90_wide" : "sm80_spmm");
+  c.density = 0.1;
   c.tokens = 20;
   EXPECT_EQ(chosen(c), "sm80_decode");
   c.dtype = DataType::f32;

@@ -12,59 +12,65 @@ std::int64_t tokens_for(const std::string& kernel, std::int64_t wanted) {
   return kernel.find("decode") != kernel.npos ? std::min<std::int64_t>(wanted, 50) : wanted;
 }
 
-/// A side of blocks that the kernel takes.
-std::int64_t side_for(const std::string& kernel) {
-  return kernel == "sm90_wide" || kernel == "sm90_decode" ? 64 : 32;
+/// Sides of blocks that the kernel has different code for.
+std::vector<std::int64_t> sides_for(const std::string& kernel) {
+  if (kernel == "sm90_wide") return {16, 32, 64};
+  return {kernel == "sm90_decode" ? 64 : 32};
 }
 
 class Fused : public testing::TestWithParam<std::tuple<std::string, Activation>> {};
 
 TEST_P(Fused, BiasActivationAndPreactivation) {
   const auto& [kernel, activation] = GetParam();
-  const std::int64_t side = side_for(kernel);
-  const Layer l({.out = 192,
-                 .in = 256,
-                 .block_height = side,
-                 .block_width = side,
-                 .tokens = tokens_for(kernel, 600)},
-                3);
-  const DeviceLayer d(l);
-  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
-  const DeviceBuffer pre(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
-  const Forced forced(kernel);
-  ForwardArgs a = forward_args(l, d, y.data());
-  a.activation = activation;
-  a.preactivation = pre.data();
-  const Status s = forward(a, nullptr);
-  ASSERT_TRUE(s.ok()) << s.message();
-  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
-  const Expected e = l.forward();
-  expect_close(pre, l.c.dtype, e, l.c.tokens, l.c.out, 0, l.c.in, Activation::none, DataType::f32);
-  expect_close(y, l.c.dtype, e, l.c.tokens, l.c.out, 0, l.c.in, activation, DataType::f32);
+  for (const std::int64_t side : sides_for(kernel)) {
+    SCOPED_TRACE("blocks of " + std::to_string(side));
+    const Layer l({.out = 192,
+                   .in = 256,
+                   .block_height = side,
+                   .block_width = side,
+                   .tokens = tokens_for(kernel, 600)},
+                  3);
+    const DeviceLayer d(l);
+    const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+    const DeviceBuffer pre(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+    const Forced forced(kernel);
+    ForwardArgs a = forward_args(l, d, y.data());
+    a.activation = activation;
+    a.preactivation = pre.data();
+    const Status s = forward(a, nullptr);
+    ASSERT_TRUE(s.ok()) << s.message();
+    BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+    const Expected e = l.forward();
+    expect_close(pre, l.c.dtype, e, l.c.tokens, l.c.out, 0, l.c.in, Activation::none,
+                 DataType::f32);
+    expect_close(y, l.c.dtype, e, l.c.tokens, l.c.out, 0, l.c.in, activation, DataType::f32);
+  }
 }
 
 TEST_P(Fused, WithoutBiasAndPlan) {
   const auto& [kernel, activation] = GetParam();
-  const std::int64_t side = side_for(kernel);
-  Layer l({.out = 192,
-           .in = 192,
-           .block_height = side,
-           .block_width = side,
-           .tokens = tokens_for(kernel, 100)},
-          4);
-  l.bias.assign(l.bias.size(), 0);
-  const DeviceLayer d(l, false);
-  const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
-  const Forced forced(kernel);
-  ForwardArgs a = forward_args(l, d, y.data());
-  a.plan = nullptr;
-  a.bias = nullptr;
-  a.activation = activation;
-  const Status s = forward(a, nullptr);
-  ASSERT_TRUE(s.ok()) << s.message();
-  BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
-  expect_close(y, l.c.dtype, l.forward(), l.c.tokens, l.c.out, 0, l.c.in, activation,
-               DataType::f32);
+  for (const std::int64_t side : sides_for(kernel)) {
+    SCOPED_TRACE("blocks of " + std::to_string(side));
+    Layer l({.out = 192,
+             .in = 192,
+             .block_height = side,
+             .block_width = side,
+             .tokens = tokens_for(kernel, 100)},
+            4);
+    l.bias.assign(l.bias.size(), 0);
+    const DeviceLayer d(l, false);
+    const DeviceBuffer y(bytes_of(l.c.tokens, d.ldy, l.c.dtype));
+    const Forced forced(kernel);
+    ForwardArgs a = forward_args(l, d, y.data());
+    a.plan = nullptr;
+    a.bias = nullptr;
+    a.activation = activation;
+    const Status s = forward(a, nullptr);
+    ASSERT_TRUE(s.ok()) << s.message();
+    BLOCK_SPARSE_CUDA_OK(cudaDeviceSynchronize());
+    expect_close(y, l.c.dtype, l.forward(), l.c.tokens, l.c.out, 0, l.c.in, activation,
+                 DataType::f32);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -79,9 +79,9 @@ std::vector<SpmmCase> generic_cases() {
 
 std::vector<SpmmCase> sm90_cases() {
   std::vector<SpmmCase> cases;
+  const char* kernel = "sm90_wide";
   for (const DataType type : {DataType::bf16, DataType::f16}) {
     for (const std::int64_t b : {16, 32, 64, 128}) {
-      const char* kernel = b < 64 ? "sm90_spmm" : "sm90_wide";
       for (const std::int64_t tokens : {1, 3, 127, 128, 1000}) {
         cases.push_back({{.out = 512,
                           .in = 384,
@@ -118,35 +118,50 @@ std::vector<SpmmCase> sm90_cases() {
     // Odd numbers of lines and of tiles.
     cases.push_back(
         {{.out = 80, .in = 48, .block_height = 16, .block_width = 16, .tokens = 65, .dtype = type},
-         "sm90_spmm"});
+         kernel});
     cases.push_back({{.out = 96,
                       .in = 160,
                       .block_height = 32,
                       .block_width = 32,
                       .tokens = 700,
                       .dtype = type},
-                     "sm90_spmm"});
+                     kernel});
     cases.push_back({{.out = 320,
                       .in = 192,
                       .block_height = 64,
                       .block_width = 64,
                       .tokens = 513,
                       .dtype = type},
-                     "sm90_wide"});
+                     kernel});
     cases.push_back({{.out = 384,
                       .in = 256,
                       .block_height = 128,
                       .block_width = 64,
                       .tokens = 257,
                       .dtype = type},
-                     "sm90_wide"});
+                     kernel});
     cases.push_back({{.out = 192,
                       .in = 512,
                       .block_height = 64,
                       .block_width = 256,
                       .tokens = 64,
                       .dtype = type},
-                     "sm90_wide"});
+                     kernel});
+    // Groups of lines that are not whole, and tiles without a line.
+    cases.push_back({{.out = 432,
+                      .in = 80,
+                      .block_height = 16,
+                      .block_width = 16,
+                      .tokens = 260,
+                      .dtype = type},
+                     kernel});
+    cases.push_back({{.out = 224,
+                      .in = 96,
+                      .block_height = 32,
+                      .block_width = 32,
+                      .tokens = 260,
+                      .dtype = type},
+                     kernel});
     // A pair of tiles that begins in one line and ends in the next.
     cases.push_back({{.out = 960,
                       .in = 384,
@@ -154,7 +169,7 @@ std::vector<SpmmCase> sm90_cases() {
                       .block_width = 64,
                       .tokens = 400,
                       .dtype = type},
-                     "sm90_wide"});
+                     kernel});
     // Lines of more blocks than are read at a time.
     cases.push_back({{.out = 128,
                       .in = 6400,
@@ -163,18 +178,33 @@ std::vector<SpmmCase> sm90_cases() {
                       .density = 0.9,
                       .tokens = 300,
                       .dtype = type},
-                     "sm90_wide"});
+                     kernel});
   }
+  // More lines than are compared with each other at a time.
+  cases.push_back({{.out = 17408,
+                    .in = 64,
+                    .block_height = 16,
+                    .block_width = 16,
+                    .density = 0.3,
+                    .tokens = 300},
+                   kernel});
   // More tiles than multiprocessors, several rounds of token tiles.
-  cases.push_back({{.out = 1024, .in = 128, .block_height = 32, .block_width = 32, .tokens = 5000},
-                   "sm90_spmm"});
-  cases.push_back({{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000},
-                   "sm90_wide"});
-  cases.push_back({{.out = 2048, .in = 192, .block_height = 64, .block_width = 64, .tokens = 2500},
-                   "sm90_wide"});
+  for (const std::int64_t b : {16, 32}) {
+    cases.push_back(
+        {{.out = 1024, .in = 128, .block_height = b, .block_width = b, .tokens = 5000}, kernel});
+  }
+  cases.push_back(
+      {{.out = 1024, .in = 128, .block_height = 64, .block_width = 64, .tokens = 5000}, kernel});
+  cases.push_back(
+      {{.out = 2048, .in = 192, .block_height = 64, .block_width = 64, .tokens = 2500}, kernel});
   // More than one round of the schedule's widest.
-  cases.push_back({{.out = 128, .in = 64, .block_height = 64, .block_width = 64, .tokens = 72000},
-                   "sm90_wide"});
+  cases.push_back(
+      {{.out = 128, .in = 64, .block_height = 64, .block_width = 64, .tokens = 72000}, kernel});
+  // Small blocks have another kernel, too.
+  const std::size_t count = cases.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    if (cases[i].layer.block_height < 64) cases.push_back({cases[i].layer, "sm90_spmm"});
+  }
   return cases;
 }
 

@@ -11,57 +11,72 @@ namespace {
 
 constexpr int kThreads = 1024;
 
-/// Blocks of the lines of the tiles `first` and `first + 1`, and how many positions
-/// they take up; by a whole warp.
-struct PairSize {
-  unsigned positions, blocks;
-};
-__device__ PairSize pair_size(const std::int32_t* pointers, const std::int32_t* others,
-                              const int (&lines)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int begin = pointers[lines[0]], end = pointers[lines[0] + 1];
-  const auto first = static_cast<unsigned>(end - begin);
-  if (lines[1] == lines[0]) return {first, 2 * first};
-  if (lines[1] < 0) return {first, first};
-  const int from = pointers[lines[1]], to = pointers[lines[1] + 1];
-  unsigned alone = 0;  // positions that only the second line has
-  for (int i = from + lane; i < to; i += 32) {
-    const int position = others[i];
-    int low = begin, high = end;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (others[middle] < position) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
+/// Whether a line has a block in a box of x.
+__device__ bool has_box(const std::int32_t* pointers, const std::int32_t* others, int line, int box,
+                        int blocks_a_box) {
+  int low = pointers[line], high = pointers[line + 1];
+  const int end = high;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (others[middle] < box * blocks_a_box) {
+      low = middle + 1;
+    } else {
+      high = middle;
     }
-    alone += low == end || others[low] != position;
   }
-  return {first + __reduce_add_sync(~0u, alone), first + static_cast<unsigned>(to - from)};
+  return low < end && others[low] / blocks_a_box == box;
+}
+
+/// What the tile of the lines from `first` on takes; by a whole warp.
+__device__ unsigned cost_of_tile(const std::int32_t* pointers, const std::int32_t* others,
+                                 const std::int32_t* order, int rows, int a_line, const Walk& walk,
+                                 int first) {
+  unsigned boxes = 0;  // in each lane: its share
+  unsigned blocks = 0;
+  for (int row = first; row < min(first + walk.lines, rows); ++row) {
+    const int line = order[row / a_line];
+    const int begin = pointers[line], end = pointers[line + 1];
+    blocks += static_cast<unsigned>(end - begin);
+    for (int i = begin + static_cast<int>(threadIdx.x) % 32; i < end; i += 32) {
+      const int box = others[i] / walk.blocks_a_box;
+      bool is_new = i == begin || others[i - 1] / walk.blocks_a_box != box;
+      for (int before = first; is_new && before < row; ++before) {
+        const int other = order[before / a_line];
+        is_new = other != line && !has_box(pointers, others, other, box, walk.blocks_a_box);
+      }
+      boxes += is_new;
+    }
+  }
+  boxes = __reduce_add_sync(~0u, boxes);
+  return cost_of(walk, boxes * walk.boxes_a_block, blocks * walk.boxes_a_block);
 }
 
 /// Deals the pairs of tiles to clusters, each to the one that is free first; one CTA.
-/// The token tiles come in rounds of `in_flight`, or of two where the last would be
-/// alone, and in a round the heaviest pairs first.
+/// The token tiles come in rounds of as many as `fit` in L2, or of one where all of W stays
+/// there anyway, as then x need not; but of two where the last would be alone. In a round the
+/// heaviest pairs come first.
 __global__ void __launch_bounds__(kThreads)
     schedule_pairs(const std::int32_t* pointers, const std::int32_t* others,
-                   const std::int32_t* order, int segments, int a_line, int boxes_a_block,
-                   int in_flight, int clusters, int levels, std::int32_t* table) {
+                   const std::int32_t* order, int lines, int rows, int a_line, Walk walk,
+                   int block_bytes, int fit, int clusters, int levels, std::int32_t* table) {
   extern __shared__ unsigned costs[];  // of the pairs
-  const int pairs = (segments + 1) / 2;
+  const int pairs = (rows + walk.lines - 1) / walk.lines;
   auto* cluster_of = reinterpret_cast<unsigned char*>(costs + pairs);  // of all items, by level
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int pair = warp; pair < pairs; pair += kThreads / 32) {
-    const bool second = 2 * pair + 1 < segments;
-    const int lines[2] = {order[2 * pair / a_line], second ? order[(2 * pair + 1) / a_line] : -1};
-    const PairSize size = pair_size(pointers, others, lines);
-    if (lane == 0)
-      costs[pair] = cost_of(size.positions * boxes_a_block, size.blocks * boxes_a_block);
+    const unsigned cost =
+        cost_of_tile(pointers, others, order, rows, a_line, walk, pair * walk.lines);
+    if (lane == 0) costs[pair] = cost;
   }
   __syncthreads();
-  const int last = max(in_flight, 2);
+  const bool weights_stay =
+      static_cast<std::int64_t>(pointers[lines]) * block_bytes <= Schedule::kWeightBytes;
+  // The token tiles of a round that begins with `first` of `tiles`.
+  const auto width_of = [&](int tiles, int first) {
+    const int in_flight = weights_stay && tiles > fit ? 1 : fit;
+    return tiles - first - in_flight >= max(in_flight, 2) ? in_flight : tiles - first;
+  };
   if (warp < levels) {
     const int tiles = 1 << warp;
     unsigned char* mine = cluster_of + pairs * (tiles - 1);
@@ -71,7 +86,7 @@ __global__ void __launch_bounds__(kThreads)
       busy[i] = lane + i * 32 < clusters ? 0 : ~0u >> 7;
     }
     for (int first = 0; first < tiles;) {
-      const int width = tiles - first - in_flight >= last ? in_flight : tiles - first;
+      const int width = width_of(tiles, first);
       for (int pair = 0; pair < pairs; ++pair) {
         const unsigned cost = costs[pair];
         for (int tile = first; tile < first + width; ++tile) {
@@ -120,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
     if (cluster < clusters) {
       int at = begin[cluster];
       for (int first = 0; first < tiles;) {
-        const int width = tiles - first - in_flight >= last ? in_flight : tiles - first;
+        const int width = width_of(tiles, first);
         for (int pair = 0; pair < pairs; ++pair) {
           for (int tile = first; tile < first + width; ++tile) {
             if (of[pair * tiles + tile] == cluster) table[at++] = Schedule::item(pair, tile);
@@ -145,9 +160,12 @@ Status fill_schedule(const LineIndex& index, const std::int32_t* order, std::int
   if (device.major != 9 || pairs == 0 || pairs > Schedule::kMaxPairs) return {};
   const int levels = Schedule::levels(pairs);
   const std::int64_t bytes = pairs * 4 + pairs * ((1 << levels) - 1);
+  const Walk walk = walk_of(index.height, index.depth);
+  const std::int64_t side = 128 / walk.lines;
   schedule_pairs<<<1, kThreads, static_cast<std::size_t>(bytes), stream>>>(
-      index.pointers, index.others, order, static_cast<int>(outs / 64),
-      static_cast<int>(index.height / 64), static_cast<int>(index.depth / 64),
+      index.pointers, index.others, order, static_cast<int>(index.lines),
+      static_cast<int>(outs / side), static_cast<int>(index.height / side), walk,
+      static_cast<int>(index.height * index.depth * 2),
       static_cast<int>(Schedule::in_flight(index.positions * index.depth, 512)),
       std::min(device.multiprocessors / 2, Schedule::kMaxClusters), levels, table);
   return to_status(cudaGetLastError(), "launching schedule_pairs");

@@ -61,6 +61,10 @@ __device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::ui
   BLOCK_SPARSE_NAMES_32                                                              \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BLOCK_SPARSE_NAMES_96                                                        \
+  BLOCK_SPARSE_NAMES_64                                                              \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define BLOCK_SPARSE_NAMES_128                                                                   \
   BLOCK_SPARSE_NAMES_64                                                                          \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
@@ -74,6 +78,7 @@ __device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::ui
 #define BLOCK_SPARSE_SUMS_16(i) BLOCK_SPARSE_SUMS_8(i), BLOCK_SPARSE_SUMS_8(i + 8)
 #define BLOCK_SPARSE_SUMS_32(i) BLOCK_SPARSE_SUMS_16(i), BLOCK_SPARSE_SUMS_16(i + 16)
 #define BLOCK_SPARSE_SUMS_64(i) BLOCK_SPARSE_SUMS_32(i), BLOCK_SPARSE_SUMS_32(i + 32)
+#define BLOCK_SPARSE_SUMS_96(i) BLOCK_SPARSE_SUMS_64(i), BLOCK_SPARSE_SUMS_32(i + 64)
 #define BLOCK_SPARSE_SUMS_128(i) BLOCK_SPARSE_SUMS_64(i), BLOCK_SPARSE_SUMS_64(i + 64)
 
 // One product of `N` columns with `Sums` accumulators; `rest` names the other operands.
@@ -84,7 +89,7 @@ __device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::ui
                : __VA_ARGS__)
 #define BLOCK_SPARSE_WGMMA_SHARED(N, Sums, rest)                                       \
   template <bool MContiguous, bool NContiguous>                                        \
-  static __device__ __forceinline__ void shared(float (&d)[Sums], std::uint64_t a,     \
+  static __device__ __forceinline__ void shared(float(&d)[Sums], std::uint64_t a,      \
                                                 std::uint64_t b) {                     \
     if constexpr (std::is_same_v<T, bf16>) {                                           \
       BLOCK_SPARSE_WGMMA(N, Sums, "bf16", rest, "l"(a), "l"(b), "n"(int(MContiguous)), \
@@ -96,7 +101,7 @@ __device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::ui
   }
 #define BLOCK_SPARSE_WGMMA_REGISTERS(N, Sums, rest)                                                \
   template <bool NContiguous>                                                                      \
-  static __device__ __forceinline__ void registers(float (&d)[Sums], const std::uint32_t (&a)[4],  \
+  static __device__ __forceinline__ void registers(float(&d)[Sums], const std::uint32_t(&a)[4],    \
                                                    std::uint64_t b) {                              \
     if constexpr (std::is_same_v<T, bf16>) {                                                       \
       BLOCK_SPARSE_WGMMA(N, Sums, "bf16", rest, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]),        \
@@ -130,6 +135,11 @@ struct Wgmma<T, 128> {
   BLOCK_SPARSE_WGMMA_REGISTERS(128, 64, "{%64, %65, %66, %67}, %68, 1, 1, 1, %69;")
 };
 template <class T>
+struct Wgmma<T, 192> {
+  BLOCK_SPARSE_WGMMA_SHARED(192, 96, "%96, %97, 1, 1, 1, %98, %99;")
+  BLOCK_SPARSE_WGMMA_REGISTERS(192, 96, "{%96, %97, %98, %99}, %100, 1, 1, 1, %101;")
+};
+template <class T>
 struct Wgmma<T, 256> {
   BLOCK_SPARSE_WGMMA_SHARED(256, 128, "%128, %129, 1, 1, 1, %130, %131;")
   BLOCK_SPARSE_WGMMA_REGISTERS(256, 128, "{%128, %129, %130, %131}, %132, 1, 1, 1, %133;")
@@ -144,6 +154,7 @@ struct Wgmma<T, 256> {
 #undef BLOCK_SPARSE_SUMS_16
 #undef BLOCK_SPARSE_SUMS_8
 #undef BLOCK_SPARSE_NAMES_128
+#undef BLOCK_SPARSE_NAMES_96
 #undef BLOCK_SPARSE_NAMES_64
 #undef BLOCK_SPARSE_NAMES_32
 #undef BLOCK_SPARSE_NAMES_16

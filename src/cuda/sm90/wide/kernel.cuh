@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "cuda/ptx/launch.cuh"
+#include "cuda/sm90/wide/find.cuh"
 #include "cuda/sm90/wide/load.cuh"
 #include "cuda/sm90/wide/multiply.cuh"
 
 namespace block_sparse::cuda::sm90::wide {
 
-/// yᵀ = W xᵀ: a warp that loads, two that store and two consumer warpgroups a CTA,
-/// persistent over tiles of 128 outputs x Tokens tokens; two CTAs with the same outputs
-/// form a cluster and share each block of W they load.
+/// yᵀ = W xᵀ: a warp that walks over the index, one that loads, two that store and two
+/// consumer warpgroups a CTA, persistent over tiles of 128 outputs x Tokens tokens; two CTAs
+/// with the same outputs form a cluster and share each block of W they load.
 template <class C>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     kernel(const Params p, const __grid_constant__ CUtensorMap x_map,
@@ -24,29 +26,35 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
       // One arrival a consumer warp of every CTA that the stage was read with.
       ptx::barrier_init(&shared.empty[s], kConsumers * 4 * kCluster);
     }
+    for (int s = 0; s < kSteps; ++s) {
+      ptx::barrier_init(&shared.found[s], C::kTileLines);
+      ptx::barrier_init(&shared.passed[s], C::kBlocks);
+    }
     for (int c = 0; c < kConsumers; ++c) {
-      ptx::barrier_init(&shared.ordered[c], 4);
-      ptx::barrier_init(&shared.stored[c], 1);
+      for (int part = 0; part < 2; ++part) {
+        ptx::barrier_init(&shared.ordered[c][part], 4);
+        ptx::barrier_init(&shared.stored[c][part], 1);
+      }
     }
     ptx::fence_barrier_init();
   }
+  // Nothing of memory was touched so far, neither the index, which the kernels before may
+  // have written, nor what they read.
+  ptx::wait_for_kernels_before();
+  ptx::allow_next_kernel();
+  ptx::cluster_sync();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < 4) {
     ptx::registers_decrease<kProducerRegisters>();
     if (warp == 0) {
-      Loader<C> loader{p, &x_map, &w_map, shared};
-      loader.look_ahead();  // while the cluster comes together
-      ptx::cluster_sync();
-      loader.run();
-    } else {
-      ptx::cluster_sync();
-      if (warp <= kConsumers && threadIdx.x % 32 == 0) {
-        store_loop<C>(p, &y_map, &preactivation_map, shared, warp - 1);
-      }
+      Loader<C>{p, &x_map, &w_map, shared}.run();
+    } else if (warp == 1) {
+      find_loop<C>(p, shared);
+    } else if (threadIdx.x % 32 == 0) {
+      store_loop<C>(p, &y_map, &preactivation_map, shared, warp - 2);
     }
   } else {
     ptx::registers_increase<kConsumerRegisters>();
-    ptx::cluster_sync();
     Multiplier<C>{p, shared, warp / 4 - 1}.loop();
   }
   // A CTA's peer may still arrive at its barriers.

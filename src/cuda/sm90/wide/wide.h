@@ -3,8 +3,8 @@
 
 #include "cuda/generic/generic.h"
 
-/// Both SpMM products for bf16 and f16 and blocks with sides of 64 and more, on Hopper:
-/// TMA and wgmma.
+/// Both SpMM products for bf16 and f16 on Hopper, TMA and wgmma: blocks with sides of 64 and
+/// more, and lower ones of which few are stored.
 namespace block_sparse::cuda::sm90::wide {
 
 /// Why `run` cannot take this problem, or null.

@@ -5,17 +5,17 @@
 
 namespace block_sparse::cuda::sm90::wide {
 
-/// A cluster's tile: segments 2 pair and 2 pair + 1 for one tile of tokens.
+/// A cluster's tile: 128 outputs for one tile of tokens.
 struct Work {
-  int pair;  // negative: there is no more
+  int pair;  // of 64 outputs; negative: there is no more
   int token_tile;
 };
 
 /// The i-th tile of a cluster by the schedule: rounds as wide as it has, then one for
 /// each power of two that the other token tiles are made of.
-__device__ inline Work scheduled(const Params& p, int cluster, int i) {
+__device__ inline Work scheduled(const Params& p, int pairs, int cluster, int i) {
   const std::int32_t* schedule = p.lines.schedule;
-  const int levels = Schedule::levels((p.segments + 1) / kConsumers);
+  const int levels = Schedule::levels(pairs);
   int first = 0;  // token tile
   for (int level = levels - 1; level >= 0; --level) {
     const int rounds = level == levels - 1 ? p.token_tiles >> level : p.token_tiles >> level & 1;
@@ -36,8 +36,7 @@ __device__ inline Work scheduled(const Params& p, int cluster, int i) {
 
 /// The same without one: all outputs, heaviest first, for a few tiles of tokens, then
 /// the next few.
-__device__ inline Work dealt(const Params& p, int cluster, int i) {
-  const int pairs = (p.segments + 1) / kConsumers;
+__device__ inline Work dealt(const Params& p, int pairs, int cluster, int i) {
   const int item = cluster + i * (static_cast<int>(gridDim.x) / kCluster);
   if (item >= pairs * p.token_tiles) return {-1, 0};
   const int round = item / (pairs * p.in_flight);
@@ -47,16 +46,16 @@ __device__ inline Work dealt(const Params& p, int cluster, int i) {
   return {rest / width, first + rest % width};
 }
 
-/// A tile and what is stored of its two lines.
+/// A tile and, in lane i, what is stored of its i-th line.
 struct Tile {
-  int token_tile;        // negative: there is no more
-  int out0[kConsumers];  // negative: none
-  int begin[kConsumers], end[kConsumers];
-  int offset[kConsumers];  // of the 64 outputs within a taller line
+  int token_tile;  // negative: there is no more
+  int out0;        // negative: none
+  int begin, end;
 };
 
-/// The tiles of a cluster in turn, looked up by a warp 32 at a time: each takes four
+/// The tiles of a cluster in turn, looked up by a warp several at a time: each takes four
 /// reads of memory that depend on each other.
+template <class C>
 class Tiles {
  public:
   __device__ Tiles(const Params& params, int its_cluster) : p(params), cluster(its_cluster) {
@@ -65,38 +64,33 @@ class Tiles {
   }
 
   __device__ Tile next() {
-    if (at % 32 == 0) look_up();
-    const int from = at % 32;
+    constexpr int kAtATime = 32 / C::kTileLines;
+    if (at % kAtATime == 0) look_up();
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int from = at % kAtATime * C::kTileLines + lane % C::kTileLines;
     ++at;
-    Tile t;
-    t.token_tile = __shfl_sync(~0u, mine.token_tile, from);
-#pragma unroll
-    for (int c = 0; c < kConsumers; ++c) {
-      t.out0[c] = __shfl_sync(~0u, mine.out0[c], from);
-      t.begin[c] = __shfl_sync(~0u, mine.begin[c], from);
-      t.end[c] = __shfl_sync(~0u, mine.end[c], from);
-      t.offset[c] = __shfl_sync(~0u, mine.offset[c], from);
-    }
-    return t;
+    const Tile t = {__shfl_sync(~0u, mine.token_tile, from), __shfl_sync(~0u, mine.out0, from),
+                    __shfl_sync(~0u, mine.begin, from), __shfl_sync(~0u, mine.end, from)};
+    return lane < C::kTileLines ? t : Tile{t.token_tile, -1, 0, 0};
   }
 
  private:
   __device__ void look_up() {
-    const int i = at + static_cast<int>(threadIdx.x) % 32;
-    const Work work = has_schedule ? scheduled(p, cluster, i) : dealt(p, cluster, i);
-    mine = {-1, {-1, -1}, {0, 0}, {0, 0}, {0, 0}};
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int i = at + lane / C::kTileLines;
+    const int pairs = pairs_of<C>(p);
+    const Work work = has_schedule ? scheduled(p, pairs, cluster, i) : dealt(p, pairs, cluster, i);
+    mine = {-1, -1, 0, 0};
     if (work.pair < 0) return;
     mine.token_tile = work.token_tile;
-#pragma unroll
-    for (int c = 0; c < kConsumers; ++c) {
-      const int segment = work.pair * kConsumers + c;
-      if (segment >= p.segments) continue;
-      const Segment place = segment_of(p.lines, p.line_height, segment);
-      mine.out0[c] = place.line * p.line_height + place.offset;
-      mine.offset[c] = place.offset;
-      mine.begin[c] = p.lines.pointers[place.line];
-      mine.end[c] = p.lines.pointers[place.line + 1];
-    }
+    const int row = work.pair * C::kTileLines + lane % C::kTileLines;
+    if (row >= p.rows) return;
+    const int a_line = C::kSide == 64 ? p.line_height / kOuts : 1;
+    const std::int32_t* order = C::kSide == 64 ? p.lines.order : p.lines.line_order;
+    const int line = order == nullptr ? row / a_line : order[row / a_line];
+    mine.out0 = line * p.line_height + row % a_line * kOuts;
+    mine.begin = p.lines.pointers[line];
+    mine.end = p.lines.pointers[line + 1];
   }
 
   const Params& p;
