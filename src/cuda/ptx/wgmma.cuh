@@ -89,7 +89,7 @@ __device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::ui
                : __VA_ARGS__)
 #define BLOCK_SPARSE_WGMMA_SHARED(N, Sums, rest)                                       \
   template <bool MContiguous, bool NContiguous>                                        \
-  static __device__ __forceinline__ void shared(float(&d)[Sums], std::uint64_t a,      \
+  static __device__ __forceinline__ void shared(float (&d)[Sums], std::uint64_t a,     \
                                                 std::uint64_t b) {                     \
     if constexpr (std::is_same_v<T, bf16>) {                                           \
       BLOCK_SPARSE_WGMMA(N, Sums, "bf16", rest, "l"(a), "l"(b), "n"(int(MContiguous)), \
@@ -101,7 +101,7 @@ __device__ __forceinline__ std::uint64_t advanced(std::uint64_t operand, std::ui
   }
 #define BLOCK_SPARSE_WGMMA_REGISTERS(N, Sums, rest)                                                \
   template <bool NContiguous>                                                                      \
-  static __device__ __forceinline__ void registers(float(&d)[Sums], const std::uint32_t(&a)[4],    \
+  static __device__ __forceinline__ void registers(float (&d)[Sums], const std::uint32_t (&a)[4],  \
                                                    std::uint64_t b) {                              \
     if constexpr (std::is_same_v<T, bf16>) {                                                       \
       BLOCK_SPARSE_WGMMA(N, Sums, "bf16", rest, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]),        \
