@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality.results import metric_of
 from benchmarks.quality.run import Run, train
 
 
@@ -36,7 +37,7 @@ def train_all(
         took = time.monotonic() - start
         if found is not None:
             shortest = min(shortest or took, took)
-            print(f"{run.name}: {found['bits_per_byte']:.3f} in {took:.0f} s", flush=True)
+            print(f"{run.name}: {found[metric_of(found)]:.3f} in {took:.0f} s", flush=True)
 
 
 def train_packed(

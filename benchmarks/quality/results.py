@@ -14,6 +14,11 @@ SAME = ("size", "steps", "density", "block", "method", "lr")
 METRICS = {"bits_per_byte": "bits per byte", "cosine": "cosine"}
 
 
+def metric_of(run: dict[str, Any]) -> str:
+    """What a run has found."""
+    return next(name for name in METRICS if name in run)
+
+
 def load(path: Path) -> list[dict[str, Any]]:
     """The runs of a folder, or of a file that `publish` wrote."""
     if path.is_file():
@@ -45,7 +50,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     rows = []
     for same in groups.values():
         first = same[0]
-        metric = next(name for name in METRICS if name in first)
+        metric = metric_of(first)
         found = [run[metric] for run in same]
         mean = statistics.mean(found)
         spread = f" ± {(max(found) - min(found)) / 2:.3f}" if len(found) > 1 else ""

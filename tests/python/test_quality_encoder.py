@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from benchmarks.quality import encoder
 from benchmarks.quality.encoder import MiniLM, docstrings, embedded
 from benchmarks.quality.methods import method_of
+from benchmarks.quality.packed import train_all
+from benchmarks.quality.results import load, table
 from benchmarks.quality.run import Run, make, stored, target, train
 
 pytestmark = pytest.mark.host
@@ -111,6 +114,16 @@ def test_a_student_learns(tmp_path: Path) -> None:
     assert found is not None
     assert before + 0.02 < found["cosine"] < 1
     assert found["weights"] == found["most_weights"] == target(MiniLM("cpu"), a_run("static"))
+
+
+def test_runs_of_a_list_say_what_they_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = a_run("static+magnitude", steps=2)
+    train_all([run], "cpu", tmp_path, 0, 1, math.inf)
+    (found,) = load(tmp_path)
+    assert capsys.readouterr().out.startswith(f"{run.name}: {found['cosine']:.3f} in ")
+    assert f"| 0.5 | 16 | 2 | 1 | {found['cosine']:.3f} |" in table([found])
 
 
 def test_what_there_is_not() -> None:
