@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_block_sparse.bench.contenders import DENSE, OURS
+from pytorch_block_sparse.bench.patterns import PATTERNS
 from pytorch_block_sparse.bench.problems import PRODUCTS
 
 from . import gpu
@@ -30,7 +31,8 @@ PEERS = ("torch BSR", "libxsmm")
 def render(content: dict[str, Any]) -> str:
     """Markdown for what `make bench` measured on a CPU."""
     about, host = content["about"], content["host_microseconds"]["forward"]
-    times = {(*_key(row), row["product"]): row["ratio"] for row in content["results"]}
+    even = [r for r in content["results"] if r.get("pattern", PATTERNS[0]) == PATTERNS[0]]
+    times = {(*_key(row), row["product"]): row["ratio"] for row in even}
     densities = sorted({row["density"] for row in content["results"]}, reverse=True)
     lines = [
         f"How many times as fast as `nn.Linear`, {about['dtype']}, random patterns. Measured on "

@@ -41,6 +41,16 @@ def test_documents_quote_the_published_results() -> None:
         assert marked(name, section) in text, "run python -m benchmarks.readme"
 
 
+def test_uneven_patterns_are_not_in_the_table_of_the_readme() -> None:
+    results = json.loads(readme.RESULTS.read_text())
+    table = readme.render(results)
+    uneven = [
+        row | {"pattern": "power-law", "ratio": dict.fromkeys(row["ratio"], 99.0)}
+        for row in results["results"]
+    ]
+    assert readme.render(results | {"results": results["results"] + uneven}) == table
+
+
 def test_published_results_are_what_the_readme_may_claim() -> None:
     results = json.loads(readme.RESULTS.read_text())
     for row in results["results"]:
