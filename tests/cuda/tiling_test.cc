@@ -51,9 +51,9 @@ void expect_fits(const TilingProblem& p) {
     ASSERT_LE(rows, kMaxPanels);
     ASSERT_LE(columns, kMaxPanels);
     ASSERT_LE(u.rows * u.columns, kMaxUnitCells);
-    const int cells = kind.capacity();
-    const int boxes = wide ? cells * 2 * (p.cell_height / kBoxFeatures)
-                           : std::min(rows, cells) + std::min(columns, cells / kind.together);
+    const int most = kind.capacity();
+    const int boxes = wide ? most * 2 * (p.cell_height / kBoxFeatures)
+                           : std::min(rows, most) + std::min(columns, most / kind.together);
     ASSERT_LE(boxes, kMaxStageBoxes);
     ASSERT_LE(2 * boxes * kind.box_features() * 2 * t.stage_tokens, kRingBytes);
   }
