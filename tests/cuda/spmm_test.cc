@@ -248,6 +248,16 @@ std::vector<SpmmCase> decode_cases() {
                           .tf32 = tf32},
                          kernel});
       }
+      // More blocks along K than are listed at once, and lines that a strip lacks.
+      cases.push_back({{.out = 3 * height,
+                        .in = std::int64_t{1040} * 16,
+                        .block_height = height,
+                        .block_width = 16,
+                        .density = 0.9,
+                        .tokens = 40,
+                        .dtype = type,
+                        .tf32 = tf32},
+                       kernel});
       // More K than one round of the warps takes.
       cases.push_back({{.out = 128,
                         .in = 4096,

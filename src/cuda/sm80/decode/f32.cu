@@ -5,11 +5,10 @@
 #include "cuda/epilogue/activation.cuh"
 #include "cuda/ptx/launch.cuh"
 #include "cuda/sm80/decode/decode.h"
+#include "cuda/sm80/decode/strip.cuh"
 
 namespace block_sparse::cuda::sm80::decode {
 namespace {
-
-using generic::SpmmProblem;
 
 constexpr int kOuts = 16;  // of a CTA
 // K of a warp's step: eight lanes take four each, four lanes take four outputs each,
@@ -110,6 +109,27 @@ Status launch(const SpmmProblem& p, Stream stream) {
                                                             function, p, log_width);
 }
 
+constexpr unsigned kCtas = 2;  // that share a strip
+
+template <class C>
+Status launch_strip(const SpmmProblem& p, const Device& device, Stream stream) {
+  const std::int64_t strips =
+      tiles_of(p.lines.count, p.height) * (std::max<std::int64_t>(C::kRows, p.height) / C::kRows);
+  if (strips == 0) return {};
+  const int log_width = std::countr_zero(static_cast<unsigned>(p.width));
+  constexpr int kBytes = sizeof(Shared<C>);
+  if (Status s = allow_shared_memory(strip_kernel<C>, kBytes); !s.ok()) return s;
+  return DependentLaunch(device, static_cast<unsigned>(strips) * kCtas, C::kThreads, kBytes, stream,
+                         kCtas)("launching the f32 decode kernel", strip_kernel<C>, p, log_width);
+}
+
+template <bool KContiguous>
+Status launch_strip(const SpmmProblem& p, const Device& device, Stream stream) {
+  if (p.height == 16) return launch_strip<Strip<4, KContiguous>>(p, device, stream);
+  if (p.height == 32) return launch_strip<Strip<2, KContiguous>>(p, device, stream);
+  return launch_strip<Strip<1, KContiguous>>(p, device, stream);
+}
+
 }  // namespace
 
 const char* refusal_f32(const SpmmProblem& p) {
@@ -121,7 +141,12 @@ Status run_f32(const SpmmProblem& p, Stream stream) {
   if (p.tokens == 1) return launch<1>(p, stream);
   if (p.tokens <= 4) return launch<4>(p, stream);
   if (p.tokens <= 8) return launch<8>(p, stream);
-  return launch<16>(p, stream);
+  Device device;
+  if (Status s = current_device(&device); !s.ok()) return s;
+  // Strips want 106 KB of shared memory, and were measured on Hopper alone.
+  if (p.tokens <= 32 || device.major != 9) return launch<16>(p, stream);
+  return p.stride_k == 1 ? launch_strip<true>(p, device, stream)
+                         : launch_strip<false>(p, device, stream);
 }
 
 }  // namespace block_sparse::cuda::sm80::decode
