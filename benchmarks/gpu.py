@@ -37,17 +37,26 @@ def render(content: dict[str, Any]) -> str:
     rows = _even(content)
     large = [r for r in rows if r["tokens"] > 64]
     densities = " / ".join(f"{d:g}" for d in _densities(large))
+    peers = dict.fromkeys(found[0] for r in large if (found := verdicts.best_peer(r)))
     lines = [
         f"On an {about['gpu']} (driver {about['driver']}, torch {about['torch']}, "
         f"{about['date']}), {about['dtype']}, random patterns, at density {densities}; all of it "
         f"in [{MAIN}.json](benchmarks/results/{MAIN}.json), the method, other types, uneven "
         "patterns and which goals are met in [docs/benchmarks.md](docs/benchmarks.md). The best "
-        "peer is the fastest of those measured, in the forward.",
+        f"peer of those measured in the forward: {', '.join(peers)}.",
         "",
         *_ratios(large),
         *_decode([r for r in rows if r["copy_fraction"] is not None]),
     ]
-    for model in content.get("models", []):
+    models = content.get("models", [])
+    if models:
+        lines += [
+            "",
+            "Whole models. *Kept* is the share of what the kernels save that the step gets faster "
+            "by. Memory is that of weights, gradients and optimizer state as the allocator counts "
+            "it, of the sparse layers alone and of the whole model.",
+        ]
+    for model in models:
         lines += _model(model)
     return "\n".join(lines) + "\n"
 
@@ -129,9 +138,7 @@ def _model(model: dict[str, Any]) -> list[str]:
     lines = [
         "",
         f"{work['model']}, {work['batch']} x {work['length']} tokens, blocks of {height}×{width}, "
-        f"{compiled}. *Kept* is the share of what the kernels save that the step gets faster by. "
-        "Memory of weights, gradients and optimizer state as the allocator counts it; that of the "
-        "sparse layers alone, and of the whole model.",
+        f"{compiled}:",
         "",
         *heading(
             "", "step, ms", "ratio", "kept", "peak, GB", "sparse layers, GB", "whole model, GB"
