@@ -137,3 +137,18 @@ def test_library_is_searched_in_every_folder_of_the_package(tmp_path, monkeypatc
     monkeypatch.setattr(package, "__path__", [str(tmp_path / "sources"), str(built)])
     assert _library.find_library(_library.LIBRARY) == built / "lib" / _library.LIBRARY
     assert _library.find_library("libother.so") is None
+
+
+def test_schemas_are_the_documented_ones() -> None:
+    """They are final: exported programs embed them, so changing one is no refactoring."""
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    documented = text.split("## Operators")[1].split("```")[1].strip().splitlines()
+    registered = {
+        name.removeprefix("block_sparse::"): schema
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("block_sparse::")
+        for schema in torch._C._jit_get_schemas_for_operator(name)
+    }
+    assert {line.split("(")[0]: line for line in documented} == {
+        name: str(schema).removeprefix("block_sparse::") for name, schema in registered.items()
+    }

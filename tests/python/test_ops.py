@@ -341,6 +341,7 @@ def test_opcheck(device, dtype, requires_grad):
         (ops.block_norms, (grad, x, 16, 16)),
         (ops.pattern_check, (*index[:3], slots[0], 4)),
         (ops.pattern_transpose, (*index[:3], 4)),
+        (ops.pattern_plan, (index, 48, 64, 16, 16)),
     ):
         torch.library.opcheck(op.default, args)
     accumulator = torch.zeros(slots, dtype=torch.float32, device=device)

@@ -279,7 +279,9 @@ def _empty_layer(name: str, dense: nn.Module, layer: SavedLayer) -> nn.Module:
     elif is_conv1d(dense) and weight is not None:
         shape = (weight.shape[1], weight.shape[0])
     else:
-        raise ValueError(f"quantization_config: layer {name!r} is not a Linear layer: {dense}")
+        raise ValueError(
+            f"quantization_config: layer {name!r} is not a Linear layer: {type(dense).__name__}"
+        )
     if shape != layer.shape or weight is None:
         raise ValueError(
             f"quantization_config: shape of layer {name!r} is {layer.shape}, expected {shape} "
